@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import ml_collections
@@ -22,6 +23,8 @@ from convoy.core.text import is_count
 from convoy.core.user_code import UserCode
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Data
+from convoy.input_pipeline.reading.disk_cache import open_disk_cache
+from convoy.input_pipeline.reading.pixel_store import DiskSpace
 from convoy.input_pipeline.reading.reader import Batch
 from convoy.trainer import config as configs
 from convoy.trainer.callbacks.advice import Advice
@@ -66,6 +69,7 @@ def train(
     record_format: RecordFormat | None = None,
     extend: bool = False,
     virtual_replicas: int | None = None,
+    cache_space: DiskSpace | None = None,
     command: str = "",
     owns_process: bool = False,
 ) -> dict[str, Any]:
@@ -87,6 +91,7 @@ def train(
       record_format: what is known about the records of other tools; a run that resumes remembers the rest.
       extend: whether the run in `workdir` may become longer, if the config is.
       virtual_replicas: number of virtual replicas from the latest checkpoint on, 1 or more; None to change nothing.
+      cache_space: where `config.cache=disk` keeps decoded images; without it, images are not kept.
       command: what started the run, for its records.
       owns_process: whether the process is only for this run: signals stop it, and it is ended if it is stuck.
 
@@ -126,7 +131,15 @@ def train(
                 virtual_replicas=virtual_replicas,
             )
             with contextlib.closing(session):
-                training = _Training(session, deadlines, stop, callbacks, command=command, owns_process=owns_process)
+                training = _Training(
+                    session,
+                    deadlines,
+                    stop,
+                    callbacks,
+                    cache_space=cache_space,
+                    command=command,
+                    owns_process=owns_process,
+                )
                 return training.run()
         except Exception as error:
             if isinstance(error, tf.errors.OpError) and (lost := as_peer_lost(error, worker_group)):
@@ -152,6 +165,7 @@ class _Training:
         stop: StopRequest,
         callbacks: Sequence[Callback],
         *,
+        cache_space: DiskSpace | None,
         command: str,
         owns_process: bool,
     ):
@@ -166,7 +180,12 @@ class _Training:
         self._objective = session.objective
         self._step = make_train_step(session.config, session.plan, session.runtime, session.objective)
         self._input = TrainingInput(
-            session.dataset.split("train"), session.config, session.plan, session.runtime.strategy, self._worker_group
+            session.dataset.split("train"),
+            session.config,
+            session.plan,
+            session.runtime.strategy,
+            self._worker_group,
+            partial(open_disk_cache, session.dataset, "train", space=cache_space) if cache_space else None,
         )
         self._stages = resolution.stages(session.config, session.plan.total_steps)
         self._measurements = Measurements(session, self._step, self._worker_group, deadlines)

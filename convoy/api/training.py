@@ -190,6 +190,8 @@ def train(
     strategy: str = "auto",
     extend: bool = False,
     virtual_replicas: int | None = None,
+    cache_dir: _Path = "",
+    cache_gib: float = 0.0,
     record_order: bool = False,
     profile_steps: tuple[int, int] | None = None,
     image_key: str = "",
@@ -218,6 +220,8 @@ def train(
       extend: continue the run to a longer `config.epochs` or `config.steps`.
       virtual_replicas: continue the run in `workdir` with another number of virtual replicas, for devices that do not
         divide its present one. A new run has `config.virtual_replicas`.
+      cache_dir: folder on a local disk for the images of `config.cache="disk"`; by default in the cache folder.
+      cache_gib: most GiB of images there, 0 or more; 0 for half of the free space.
       record_order: write the images of each step to RUN/order.
       profile_steps: first and last step to profile for TensorBoard.
       image_key: feature of the encoded image in TFRecords of other tools.
@@ -259,6 +263,7 @@ def train(
         raise UsageError(f"folds={folds!r}: pass 2 to {MOST_FOLDS}, or 0 for a single run.")
     if virtual_replicas is not None and not (isinstance(virtual_replicas, int) and virtual_replicas > 0):
         raise UsageError(f"virtual_replicas={virtual_replicas!r}: pass an integer above 0, or None to change nothing.")
+    from convoy.input_pipeline.reading.pixel_store import chosen_space
     from convoy.trainer.auto.choosing import Request, auto_config
     from convoy.trainer.auto.rules import Choice
     from convoy.trainer.callbacks.log_messages import LogMessages
@@ -277,6 +282,7 @@ def train(
         opened = path_text(data) or data
         request = Request(opened, workdir, str(devices), strategy, record_format, folds=folds, max_hours=max_hours)
         config, recipe = auto_config(request, log)
+    assert isinstance(config, ml_collections.ConfigDict)
     chosen = chosen_callbacks(callbacks, record_order=record_order, profile_steps=profile_steps, time_limit=time_limit)
     common: dict[str, Any] = {
         "data": path_text(data) or data,
@@ -287,6 +293,7 @@ def train(
         "record_format": record_format,
         "extend": extend,
         "virtual_replicas": virtual_replicas,
+        "cache_space": chosen_space(config.cache, os.fspath(cache_dir), cache_gib),
         "command": f"convoy.train(data={name!r}, workdir={workdir!r}, devices={devices!r}"
         + (f", folds={folds})" if folds else ")"),
     }

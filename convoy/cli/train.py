@@ -185,6 +185,12 @@ def define_run_flags(
         lower_bound=2,
         upper_bound=MOST_FOLDS,
     )
+    define.string(
+        "cache_dir",
+        "",
+        "folder on a local disk for the images of config.cache=disk; default: `decoded` in the cache folder",
+    )
+    define.float("cache_gib", 0.0, "most GiB of images in --cache_dir; 0: half of its free space", lower_bound=0.0)
     define.bool("record_order", False, "write the images of each step to RUN/order")
     define.list("callbacks", [], "one or more of wandb, mlflow, FILE.py:NAME and package.module:NAME")
     define.float(
@@ -216,6 +222,9 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
                 f"--virtual_replicas={flags.virtual_replicas}: is only for a run that resumes. Pass "
                 f"--config.virtual_replicas={flags.virtual_replicas} with --{inspection}."
             )
+    from convoy.input_pipeline.reading.pixel_store import chosen_space
+
+    cache_space = chosen_space(config.cache, flags.cache_dir, flags.cache_gib)
     if flags.print_config:
         _print_config(config, flags)
         return
@@ -254,6 +263,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             "record_format": record_format(flags, flags.data),
             "extend": flags.extend,
             "virtual_replicas": flags.virtual_replicas,
+            "cache_space": cache_space,
             "command": shlex.join(sys.argv),
             "owns_process": True,
         }

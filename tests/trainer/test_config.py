@@ -227,7 +227,7 @@ class TestCheck:
             ("shuffle", "blok"),
             ("shuffle_block_size", -1),
             ("on_corrupt", "skip"),
-            ("cache", "disk"),
+            ("cache", "dsk"),
             ("schedule.name", "cosin"),
             ("schedule.scaling", "cubic"),
             ("schedule.reference_batch_size", 0),
@@ -318,7 +318,7 @@ class TestDifferences:
     def test_operational_fields_count_only_on_request(self, config):
         before = configs.to_json(config)
         changed(config, {"log_every_images": 5, "eval_every": 9, "checkpoint_every_epochs": 0.5, "keep_checkpoints": 9})
-        changed(config, {"on_corrupt": "substitute", "cache": "memory"})
+        changed(config, {"on_corrupt": "substitute", "cache": "disk"})
         assert configs.differences(before, configs.to_json(config)) == []
         assert len(configs.differences(before, configs.to_json(config), operational=True)) == 6
 

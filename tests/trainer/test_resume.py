@@ -2,6 +2,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import ml_collections
 import pytest
@@ -18,7 +19,7 @@ from convoy.trainer.session.description import dataset_identity
 from convoy.trainer.session.prepare import open_training_data
 from convoy.trainer.session.resume import effects_of_extension, resumed_config
 from convoy.trainer.session.weights import weights_digest
-from tests.input_pipeline.datasets import write_dataset
+from tests.input_pipeline.datasets import encode, write_dataset
 from tests.input_pipeline.images import pixels
 from tests.trainer.run_files import events_of, measured, result_of
 
@@ -47,6 +48,18 @@ def test_misspelled_names_are_found_before_a_run_is_compared(shards, field, type
     config.update_from_flattened_dict({field: typed})
     with pytest.raises(UsageError, match=rf"config\.{field}='{typed}'.*did you mean '{meant}'"):
         open_training_data(config, str(shards))
+
+
+@pytest.mark.parametrize(("field", "value"), [("cache", "disk"), ("shuffle", "block")])
+def test_what_needs_shards_is_refused_for_a_source(shards, field, value):
+    png = encode(pixels(0, 8), "png")
+    source = SimpleNamespace(num_images=4, label=lambda index: index % 2, read=lambda indices: [png for _ in indices])
+    config = ml_collections.ConfigDict(configs.default_config())
+    open_training_data(config, {"train": source})
+    config[field] = value
+    open_training_data(config, str(shards))
+    with pytest.raises(UsageError, match=f"config.{field}={value}"):
+        open_training_data(config, {"train": source})
 
 
 @pytest.fixture

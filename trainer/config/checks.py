@@ -103,7 +103,7 @@ CHOICES = {
     "shuffle": ("global", "block"),
     "sampling": SAMPLINGS,
     "on_corrupt": ("raise", "substitute"),
-    "cache": ("auto", "none", "memory"),
+    "cache": ("auto", "none", "memory", "disk"),
     "resize": resolution.RESIZES,
     "early_stopping.mode": ("auto", "min", "max"),
     "schedule.scaling": SCALINGS,

@@ -46,7 +46,11 @@ _FIELDS: dict[str, Any] = {
         "draw small classes more often (`inverse_sqrt`), or all equally (`balanced`); needs `shuffle=global`",
     ),
     "on_corrupt": ("raise", "unusable records: `raise` ends the run, `substitute` uses other images in their place"),
-    "cache": ("none", "`memory`: keep decoded images that fit across epochs; `auto`: only if all of them fit easily"),
+    "cache": (
+        "none",
+        "keep decoded images across epochs: `memory`: those that fit; `auto`: only if all of them fit easily; `disk`: "
+        "on a local disk, also for later runs",
+    ),
     "keep_checkpoints": (3, "number of latest checkpoints to keep; the best one is kept too"),
     "metrics": ("", "metrics in addition to loss, top1, top5, macro_f1 and ece, comma-separated"),
     "measure_peak": (False, "measure the peak throughput of the devices, for the model FLOPs utilization"),

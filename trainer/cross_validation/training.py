@@ -24,6 +24,7 @@ from convoy.core.user_code import UserCode
 from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD, Folds, make_folds
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Data
+from convoy.input_pipeline.reading.pixel_store import DiskSpace
 from convoy.trainer.callbacks.callback import Callback, Training
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.interface import over_interface
@@ -62,6 +63,7 @@ def train_folds(
     record_format: RecordFormat | None = None,
     extend: bool = False,
     virtual_replicas: int | None = None,
+    cache_space: DiskSpace | None = None,
     command: str = "",
     owns_process: bool = False,
     say: Say,
@@ -83,6 +85,7 @@ def train_folds(
       record_format: as in `loop.train`.
       extend: as in `loop.train`, of each fold's run.
       virtual_replicas: must be None: it is that of all folds.
+      cache_space: as in `loop.train`.
       command: as in `loop.train`.
       owns_process: as in `loop.train`.
       say: shows a line to the user; called on the chief.
@@ -131,6 +134,7 @@ def train_folds(
                 callbacks=[*make_callbacks(), records],
                 recipe=recipe,
                 extend=extend,
+                cache_space=cache_space,
                 command=command,
                 owns_process=owns_process,
             )

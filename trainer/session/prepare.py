@@ -252,6 +252,11 @@ def open_training_data(
             f"--data={dataset.directory}: a source is read by index, and config.shuffle=block orders the blocks of "
             "shards. Pass --config.shuffle=global."
         )
+    if split.source and config.cache == "disk":
+        raise UsageError(
+            f"--data={dataset.directory}: config.cache=disk keeps images for later runs, and a source does not state "
+            "whether its images have changed. Pass --config.cache=memory."
+        )
     if is_remote(dataset.directory) and config.shuffle == "global":
         raise UsageError(
             f"--data={dataset.directory}: is not on a local file system, and config.shuffle=global reads every record "

@@ -275,7 +275,7 @@ def _speed(history: History) -> Iterator[Finding]:
         return
     if wait_pct > INPUT_BOUND_PCT:
         text = f"Input-bound: {wait_pct:.0f} % of step time is spent waiting for images."
-        cache = "--config.cache=memory, " if history.config.get("cache") != "memory" else ""
+        cache = "" if history.config.get("cache") in ("memory", "disk") else "--config.cache=memory, "
         fix = f"Try {cache}`convoy convert` with --encoding=raw or a smaller --image_size, or more CPU cores."
         yield Finding(Severity.WARNING, "input-bound", text, fix, "speed")
     else:
