@@ -2,7 +2,7 @@
 
     convoy train --config=resnet10 --data=data --workdir=runs/resnet10
 
-docs/results/generalization.md compares the recipes. For a deeper network, change `config.model.depth`.
+benchmarks/candidates/results.jsonl has runs of both. For a deeper network, change `config.model.depth`.
 """
 
 import ml_collections

@@ -18,6 +18,7 @@ from convoy.trainer.auto import table
 from convoy.trainer.auto.facts import DataFacts
 
 _MODEL = "residual_convnet"
+_OF_ANY_SIZE = (_MODEL, "convnet", "resnet")
 _SIDES = re.compile(r"(^|[^a-z])(left|right)([^a-z]|$)", re.IGNORECASE)
 
 
@@ -248,7 +249,7 @@ def _length(
         return max(0.0, seconds - evaluated * _seconds_per_image(machine.speeds, size, False)) / train
 
     smaller = [size for size in reversed(table.SIZES) if table.SMALLEST_SIDE <= size < side]
-    any_size = given.get("model.name", _MODEL) in ("convnet", "residual_convnet", "resnet")
+    any_size = given.get("model.name", _MODEL) in _OF_ANY_SIZE
     can_stage = any_size and not {"progressive.sizes", "progressive.ends"} & given.keys()
     ways = [(side, False), *([(side, True)] if can_stage and side >= table.SMALLEST_SIDE else [])]
     ways += [(size, can_stage) for size in smaller if "image_size" not in given]

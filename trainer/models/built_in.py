@@ -78,7 +78,7 @@ def _convnet(num_classes: int, image_size: int, dropout: float, instance_norm: b
         x = layers.Add(name=f"add{stage}")([x, y]) if shortcuts else y
         if per_image:
             x = layers.MaxPooling2D(2, name=f"pool{stage}")(x)
-            # Both names are of variable paths, hence of checkpoint keys: keep.
+            # The names are in variable paths, and so in checkpoint keys: do not change them.
             x = layers.GroupNormalization(groups=-1, name=f"instance_norm{stage}" if shortcuts else f"norm{stage}b")(x)
         x = layers.Activation("relu", name=f"relu{stage}b")(x)
         if not per_image and stage < 4:
