@@ -9,8 +9,9 @@ Each run is one `convoy train` and three `convoy evaluate` commands in --workdir
 interrupted benchmark resumes when the same command is run again, and more seeds, recipes or datasets add to it.
 
 `RECIPE:TIMES` trains a recipe for a multiple of a time budget (benchmarks/study.py). `--ablate` also trains each of the
-other recipes without each of its ingredients, for as many steps. The tables are Markdown, and `--page` writes them as a
-page (benchmarks/generalization_tables.py).
+other recipes without each of its ingredients, for as many steps. `--averages` also evaluates with mirror images, the
+mean of the last checkpoints and all seeds as an ensemble (benchmarks/averages.py). The tables are Markdown, and
+`--page` writes them as a page (benchmarks/generalization_tables.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from absl import flags as absl_flags
 
 from benchmarks import measure
 from benchmarks.datasets import DATASETS, HELD_OUT, KEPT_FOR_CHOOSING, make_dataset
-from benchmarks.generalization_tables import Result, command_of, page, summaries, summary_lines
+from benchmarks.generalization_tables import Result, averages_lines, command_of, page, summaries, summary_lines
 from benchmarks.study import Entry, Study, parse_entry
 from benchmarks.trained_runs import Outcome, Runs, define_training_flags, refuse_useless_flags
 from convoy.core.errors import UsageError, did_you_mean
@@ -34,7 +35,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     help_of = "Benchmark generalization: {}".format
     absl_flags.DEFINE_list(
         "recipes",
-        ["baseline_cnn", "convnet_fast:1", "convnet", "resnet10:4"],
+        ["baseline_cnn", "convnet_fast", "convnet", "resnet10"],
         help_of("recipes, as in --config; NAME:TIMES trains for a multiple of the first one's time to its best."),
         flag_values=flags,
     )
@@ -67,6 +68,12 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         flag_values=flags,
     )
     absl_flags.DEFINE_bool("ablate", False, help_of("also train without each ingredient."), flag_values=flags)
+    absl_flags.DEFINE_bool(
+        "averages",
+        False,
+        help_of("also evaluate with mirror images, the mean of the last checkpoints, and all seeds as an ensemble."),
+        flag_values=flags,
+    )
     absl_flags.DEFINE_string("page", None, help_of("file for the tables, as a page in Markdown."), flag_values=flags)
     define_training_flags(flags)
 
@@ -98,9 +105,12 @@ def run(flags: absl_flags.FlagValues) -> None:
         study = Study(runs, seeds=range(flags.seeds), budget_seconds=flags.budget)
         outcomes = study.outcomes(entries)
         ablations = {entry: study.ablation(entry) for entry in (entries[1:] or entries) if flags.ablate}
-        results.append(Result(dataset, image_seed, runs.description, outcomes, study.budget_seconds, ablations))
+        averages = {entry: study.averages(entry) for entry in entries if flags.averages}
+        results.append(
+            Result(dataset, image_seed, runs.description, outcomes, study.budget_seconds, ablations, averages)
+        )
         print("\n".join(["", *results[-1].lines()]), flush=True)
-    print("\n".join(["", *summary_lines(results)]), flush=True)
+    print("\n".join(["", *summary_lines(results), *averages_lines(results)]), flush=True)
     if flags.page:
         text = page(results, command_of(flags), measure.environment_text(about), flags.seeds)
         write_whole(Path(flags.page), text.encode())
@@ -136,6 +146,7 @@ def _result_as_json(result: Result) -> dict[str, Any]:
         "budget_seconds": result.budget_seconds,
         "rows": _rows_as_json(result.outcomes),
         "ablations": {entry.name: _rows_as_json(rows) for entry, rows in result.ablations.items()},
+        "averages": {entry.name: [asdict(way) for way in ways] for entry, ways in result.averages.items()},
     }
 
 

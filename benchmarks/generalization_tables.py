@@ -16,9 +16,11 @@ from typing import Any
 from absl import flags as absl_flags
 
 from benchmarks import measure
+from benchmarks.averages import Averaged
 from benchmarks.datasets import DATASETS, HELD_OUT
 from benchmarks.study import Entry
 from benchmarks.trained_runs import Outcome
+from convoy.core.text import counted
 
 # 97.5 % quantiles of Student's t distribution for 1, 2, ... degrees of freedom.
 _T_QUANTILES = (
@@ -27,7 +29,7 @@ _T_QUANTILES = (
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
 _FEWEST_ERRORS = 0.5  # images; a recipe without a single error has no ratio otherwise
-_SHOWN_FLAGS = ("recipes", "dataset", "image_seed", "seeds", "budget", "ablate", "devices")
+_SHOWN_FLAGS = ("recipes", "dataset", "image_seed", "seeds", "budget", "ablate", "averages", "devices")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Result:
       outcomes: runs of each recipe, one per training seed.
       budget_seconds: the time that `RECIPE:TIMES` multiplies; 0 if it was not needed.
       ablations: runs of each recipe without each of its ingredients, the full recipe first.
+      averages: ways to evaluate the runs of each recipe, the plain one first.
     """
 
     dataset: str
@@ -49,6 +52,7 @@ class Result:
     outcomes: Mapping[Entry, Sequence[Outcome]]
     budget_seconds: float = 0.0
     ablations: Mapping[Entry, Mapping[Entry, Sequence[Outcome]]] = field(default_factory=dict)
+    averages: Mapping[Entry, Sequence[Averaged]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -162,6 +166,26 @@ def ablation_table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
     return lines
 
 
+def averages_lines(results: Sequence[Result]) -> list[str]:
+    """Returns the tables of averages with their heading, one per recipe, over all datasets; empty without any."""
+    lines = []
+    for entry in results[0].averages:
+        by_way = list(zip(*(result.averages[entry] for result in results), strict=True))
+        lines += ["", f"{entry.label}:", "", *_header("way", "passes per image", "test top-1", "change", "test ECE")]
+        plain = [statistics.mean(found.top1) for found in by_way[0]]
+        for found in by_way:
+            top1 = [statistics.mean(each.top1) for each in found]
+            changes = [own - base for own, base in zip(top1, plain, strict=True)]
+            cells = (
+                *(found[0].way, str(found[0].passes), f"{100 * statistics.mean(top1):.1f} %"),
+                "" if found is by_way[0] else f"{100 * statistics.mean(changes):+.1f}",
+                f"{100 * statistics.mean(statistics.mean(each.ece) for each in found):.1f} %",
+            )
+            lines.append(measure.markdown(cells))
+    titles = "; ".join(result.title for result in results)
+    return ["## More from trained models", "", f"Mean over {titles}.", *lines, ""] if lines else []
+
+
 def summaries(results: Sequence[Result]) -> dict[Entry, Summary]:
     """Returns each recipe over the datasets that are kept for choosing; empty if none of the results is of one."""
     by_dataset: dict[str, list[Result]] = {}
@@ -241,19 +265,21 @@ def page(results: Sequence[Result], command: str, environment: str, seeds: int) 
       seeds: number of training seeds.
     """
     lines = ["# Generalization", "", "How well recipes do on images that they were not trained on.", ""]
-    lines += ["```sh", command, "```", "", environment, "", *summary_lines(results)]
+    lines += ["```sh", command, "```", "", environment, "", *summary_lines(results), *averages_lines(results)]
     for result in results:
         lines += [*result.lines(), ""]
     lines += [
         "## Columns",
         "",
-        f"- All values are means over {seeds} training seeds. ± is half of the 95 % confidence interval of the mean by",
-        "  Student's t distribution. It covers training again on the same images, not other images.",
+        f"- All values are means over {counted(seeds, 'training seed')}. ± is half of the 95 % confidence interval of",
+        "  the mean by Student's t distribution. It covers training again on the same images, not other images.",
         "- Train top-1 is measured on training images without augmentation; gap is train minus test top-1, in points.",
         "- The checkpoint was chosen by the validation images; the test images had no part in training.",
         "- ECE is the expected calibration error: how far confidence and accuracy are apart, on average.",
         "- Wall time includes compilation, evaluations during training and checkpoints.",
     ]
+    if averages_lines(results):
+        lines += ["- Passes per image are forward passes of a model of that recipe: the cost of a prediction."]
     if summary_lines(results):
         lines += [
             "- In the summary each dataset counts once. Change is the difference in test top-1 to the first recipe, in",

@@ -4,8 +4,9 @@ All peers read the same images from the page cache, shuffle them, and return bat
 They read the same shards, except PyTorch, whose `DataLoader` opens image files with Pillow in one worker process per
 core, as is usual. DALI runs on the CPU and locates records by our `.idx` files; DALI and PyTorch are skipped unless
 installed. The decode loops only decode images in memory: image by image in a `tf.data` map, which the others are
-compared with, and many images in one graph, which avoids the overhead of the map. With `--with_step`, `baseline_cnn` is
-trained on a batch that stays in memory and on the batches of the reader.
+compared with, and many images in one graph, which avoids the overhead of the map. The reader is also measured with a
+disk cache that has all images, as from the second epoch on, and with random crops, which are resized. With
+`--with_step`, `baseline_cnn` is trained on a batch that stays in memory and on the batches of the reader.
 """
 
 import contextlib
@@ -27,6 +28,9 @@ INPUT_PEERS = {
     "decode": "decode loop, image by image",
     "decode-batch": "decode loop, 64 in one graph",
     "reader": "Convoy's reader",
+    "reader-disk": "Convoy's reader, disk cache",
+    "crops": "Convoy's reader, random crops",
+    "crops-disk": "Convoy's reader, random crops, disk cache",
     "tfdata": "tf.data, TFRecordDataset",
     "tfds": "TFDS, builder_from_directory",
     "torch": "PyTorch, DataLoader and Pillow",
@@ -40,6 +44,7 @@ _BOUND, _STEP_BOUND = "decode", "step-memory"
 # Buffers fill while a peer waits for its turn: this many untimed batches bring them to their steady level.
 _LEAD_BATCHES = 12
 _SHUFFLED_RECORDS = 1024
+_SMALLEST_CROP = 0.35  # of the area of the image
 _MOST_IMAGES = 4096  # images that are kept in memory, or written as files
 _COUNTS = {"small": 4000, "medium": 1000, "large": 400}
 
@@ -165,6 +170,9 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
         "decode": lambda split, options: jpegs.decode_loop(_encoded(split), options["batch_size"]),
         "decode-batch": lambda split, options: jpegs.decode_unrolled(_encoded(split), options["batch_size"]),
         "reader": _reader,
+        "reader-disk": lambda split, options: _reader(split, options, on_disk=True),
+        "crops": lambda split, options: _reader(split, options, smallest_crop=_SMALLEST_CROP),
+        "crops-disk": lambda split, options: _reader(split, options, smallest_crop=_SMALLEST_CROP, on_disk=True),
         "tfdata": tfdata,
         "tfds": _tfds,
         "torch": torch_loader,
@@ -194,12 +202,33 @@ def time_batches(
     return time_round
 
 
-def _reader(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
+def _reader(split: Split, options: dict[str, Any], smallest_crop: float = 1.0, *, on_disk: bool = False) -> Any:  # noqa: ANN401
     from convoy.input_pipeline.reading.decode import Crop
     from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 
-    reader = Reader(split, Crop(options["image_size"]))
-    return reader.training(BatchSlice(options["batch_size"]), seed=0)
+    crop = Crop(options["image_size"], smallest_crop)
+    cache = _filled_cache(split, options, crop) if on_disk else None
+    return Reader(split, crop, cache=cache).training(BatchSlice(options["batch_size"]), seed=0)
+
+
+def _filled_cache(split: Split, options: dict[str, Any], crop: Any) -> Any:  # noqa: ANN401
+    """Returns a disk cache that has all images of a split."""
+    import numpy as np
+
+    from convoy.input_pipeline.reading.disk_cache import open_disk_cache
+    from convoy.input_pipeline.reading.pixel_store import DiskSpace
+    from convoy.input_pipeline.reading.reader import BatchSlice, Reader
+
+    folder = Path(tempfile.mkdtemp())
+    cache = open_disk_cache(open_dataset(options["data"]), split.name, crop, DiskSpace(folder))
+    if not cache:
+        raise SkippedError(f"there can be no cache in {folder}")
+    for _ in Reader(split, crop, cache=cache).training(BatchSlice(options["batch_size"]), seed=0):
+        if cache.keeps(np.arange(split.num_images)).all():
+            return cache
+        if not cache.takes_more:
+            raise SkippedError(f"the disk of {folder} has no space for the images")
+    raise AssertionError("the training stream is endless")
 
 
 def _encoded(split: Split) -> list[bytes]:

@@ -1,6 +1,6 @@
 """`convoy bench monitoring`: the cost per step of console, log lines, TensorBoard, run files, and of callbacks alone.
 
-Three processes run the same training loop on the same images, recipe convnet on two logical devices: one unchanged,
+Three processes run the same training loop on the same images, the model convnet on two logical devices: one unchanged,
 with a live progress bar as on a terminal; one with all monitoring removed by patches; and one like that, with ten
 callbacks whose hooks do nothing. They are measured in turn. Each round ends with an evaluation in all, so that its log
 line, images and checkpoint count once per as many steps as three epochs of the sample set have.
@@ -205,7 +205,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
             with super().waiting():
                 yield
 
-    config = configs.load_recipe("convnet")
+    config = configs.load_recipe(str(Path(__file__).with_name("candidates") / "convnet_64.py"))
     config.update(
         {name: options[name] for name in ("batch_size", "image_size")}
         | {"virtual_replicas": _DEVICES, "steps": _ENDLESS, "epochs": 1.0}

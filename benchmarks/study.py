@@ -18,6 +18,7 @@ from typing import Any
 
 import ml_collections
 
+from benchmarks.averages import Averaged, averages
 from benchmarks.trained_runs import Outcome, Runs, steps_within
 from convoy.core.errors import UsageError
 from convoy.core.files import write_whole
@@ -27,7 +28,7 @@ from convoy.trainer import config as configs
 INGREDIENTS: Mapping[str, Mapping[str, Any]] = {
     "label smoothing": {"label_smoothing": 0.0},
     "weight average": {"ema.decay": 0.0},
-    "weight decay": {"optimizer.weight_decay": 0.0},
+    "weight decay": {"optimizer.weight_decay": 0.0, "optimizer.weight_decay_per_run": 0.0},
     "gradient clipping": {"optimizer.clip_norm": 0.0},
     "decaying learning rate": {"schedule.name": "constant"},
     "warmup": {"schedule.warmup_epochs": 0.0, "schedule.warmup_steps": 0},
@@ -36,6 +37,7 @@ INGREDIENTS: Mapping[str, Mapping[str, Any]] = {
     "mixing off at the end": {"mix.off_fraction": 0.0},
     "stochastic depth": {"model.stochastic_depth": 0.0},
     "instance normalization": {"model.instance_norm": "off"},
+    "shortcuts": {"model.name": "convnet"},
     "progressive resizing": {"progressive.sizes": (), "progressive.ends": ()},
     "larger images in evaluation": {"eval_image_size": 0},
     "test-time flips": {"flip_tta": False},
@@ -104,8 +106,10 @@ def ingredients_of(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any
         for name, overrides in INGREDIENTS.items()
         if any(known[field_name] != value for field_name, value in overrides.items())
     }
-    if config.model.instance_norm == "auto" and config.model.name != "convnet":
-        del found["instance normalization"]  # other models do not use it by default
+    if config.model.name not in ("convnet", "residual_convnet"):
+        del found["shortcuts"]
+        if config.model.instance_norm == "auto":
+            del found["instance normalization"]  # other models do not use it by default
     operations = [text.strip() for text in known.get("augment.ops", "").split("|") if text.strip()]
     for number, operation in enumerate(operations):
         rest = " | ".join(operations[:number] + operations[number + 1 :])
@@ -160,11 +164,15 @@ class Study:
                 found[one].append(self._outcome(one, seed))
         return found
 
+    def averages(self, entry: Entry) -> list[Averaged]:
+        """Returns the ways to evaluate the runs of an entry that `outcomes` has trained."""
+        return averages(self._runs, [_run_name(entry, seed) for seed in self._seeds])
+
     def _outcome(self, entry: Entry, seed: int) -> Outcome:
         overrides = {**entry.overrides, "seed": seed}
         if entry.times is not None:
             overrides["steps"] = self._steps(entry)
-        return self._runs.outcome(f"{entry.name}-seed{seed}", entry.recipe, overrides)
+        return self._runs.outcome(_run_name(entry, seed), entry.recipe, overrides)
 
     def _kept_budget(self, name: str, outcomes: Sequence[Outcome]) -> float:
         """Returns the mean time to the best evaluation, as first measured in this folder: its runs stay valid."""
@@ -187,3 +195,7 @@ class Study:
             for n in _CALIBRATION_EPOCHS
         )
         return steps_within(entry.times * self.budget_seconds, short, longer)
+
+
+def _run_name(entry: Entry, seed: int) -> str:
+    return f"{entry.name}-seed{seed}"

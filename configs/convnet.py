@@ -1,31 +1,31 @@
-"""The default: baseline_cnn with instance normalization, average pooling, and augmentation in geometry and color.
+"""The default: a convolutional network with shortcuts at 32 pixels, with mixup and CutMix.
 
     convoy train --config=convnet --data=data --workdir=runs/convnet
 
-On the sample set (`convoy sample`): 99.8 % top-1 on the training images, 91 % on the test images.
+docs/results/generalization.md has its accuracy on five datasets.
 """
 
 import ml_collections
 
-from convoy.trainer.config import default_config
+from convoy.configs import common
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Returns the recipe."""
-    config = default_config()
-    config.model.name = "convnet"
-    config.epochs = 30
-    # Rarely: with few validation images, the best of many evaluations is often an early one that is best by chance.
-    config.eval_every_epochs = 5
-    config.checkpoint_every_epochs = 1
-    config.label_smoothing = 0.1
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 4e-3
-    config.optimizer.weight_decay = 0.05
-    config.schedule.name = "cosine"
-    config.schedule.warmup_epochs = 1
-    config.schedule.scaling = "sqrt"
-    # Color does not identify a product, and backgrounds are not always pale as in catalogs: hence all hues, and
-    # negatives (solarize). Remove both where color distinguishes classes.
-    config.augment.ops = "crop(scale=0.7..1) | solarize(0, 0.3) | flip | hue(0.5) | saturation(0.7)"
+    config = common()
+    config.model.name = "residual_convnet"
+    config.image_size = 32
+    config.epochs = 80
+    config.eval_every_epochs = 20
+    config.checkpoint_every_epochs = 2
+    # AdamW's weights are an average over about the last quarter of the run.
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.weight_decay_per_run = 4.0
+    # As in convnet_fast, but half of the images keep their colors: those of photographs tell something.
+    config.augment.ops = "crop(scale=0.7..1) | solarize(0, 0.3) | flip | hue(0.5, 0.5) | saturation(0.7)"
+    config.mix.mixup = 0.2
+    config.mix.cutmix = 1.0
+    config.mix.probability = 0.5
+    config.mix.off_fraction = 0.2
+    config.flip_tta = True
     return config

@@ -8,12 +8,16 @@ images. Its settings were chosen on sample sets of other seeds.
 
 import ml_collections
 
-from convoy.configs.convnet import get_config as convnet
+from convoy.configs import common
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Returns the recipe."""
-    config = convnet()
+    config = common()
+    config.model.name = "convnet"
+    # Color does not identify a product, and backgrounds are not always pale as in catalogs: hence all hues, and
+    # negatives (solarize). Remove both where color distinguishes classes.
+    config.augment.ops = "crop(scale=0.7..1) | solarize(0, 0.3) | flip | hue(0.5) | saturation(0.7)"
     config.image_size = 32
     config.progressive.sizes = (16, 24)
     config.progressive.ends = (0.3, 0.6)

@@ -10,12 +10,13 @@ splits of the dataset.
 
 import ml_collections
 
-from convoy.configs.convnet import get_config as convnet
+from convoy.configs import common
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Returns the recipe."""
-    config = convnet()
+    config = common()
+    config.model.name = "convnet"
     config.image_size = 16
     config.epochs = 40
     config.eval_every_epochs = 20

@@ -8,12 +8,12 @@ works too, and so does `config.model.weights` with a file, a run or an export.
 
 import ml_collections
 
-from convoy.configs.convnet import get_config as convnet
+from convoy.configs import common
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Returns the recipe."""
-    config = convnet()
+    config = common()
     config.model.name = "keras_applications:MobileNetV2"
     config.model.weights = "imagenet"
     config.model.freeze_epochs = 3

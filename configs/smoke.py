@@ -7,12 +7,14 @@ Twenty steps do not train a useful model (4 % top-1 on validation images of the 
 
 import ml_collections
 
-from convoy.configs.convnet import get_config as convnet
+from convoy.configs import common
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Returns the recipe."""
-    config = convnet()
+    config = common()
+    config.model.name = "convnet"
+    config.augment.ops = "crop(scale=0.7..1) | solarize(0, 0.3) | flip | hue(0.5) | saturation(0.7)"
     config.image_size = 32
     config.batch_size = 16
     config.steps = 20

@@ -232,7 +232,8 @@ def _config() -> str:
         "- **free**: takes effect from this start on. It changes what is logged, kept and read, not what is computed.\n"
         "- **extend**: the run may become longer, with `--extend`.\n"
         "- **first start**: the value that leaves the choice to Convoy keeps what the first start chose; another value "
-        "must be equal to it.\n"
+        "must be equal to it. "
+        "`--virtual_replicas` changes the number of virtual replicas.\n"
         "- **content**: fixed, but the file may have moved: its content is compared, not its path.\n\n"
     )
     sections = dict.fromkeys(name.rpartition(".")[0] for name in about)

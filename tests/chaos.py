@@ -187,6 +187,7 @@ def run_chaos(files: ChaosFolder, plan: Sequence[Fault]) -> list[str]:
     reference, run = files.run("reference"), files.run("faults")
     files.convoy("train", *train_flags(data, reference, steps), output="reference.log")
     launcher_flags, trainer = launch_flags(speed)
+    trainer += ["--config.cache=disk", f"--cache_dir={files.folder / 'decoded'}"]  # its writers are killed too
     with Launch(files, run, [*launcher_flags, *trainer, *train_flags(data, run, steps)]) as launch:
         faults = Chaos(files, launch, run, steps, speed.start_seconds).inject(plan)
         exit_code = launch.wait()

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import ml_collections
@@ -22,6 +23,8 @@ from convoy.core.text import is_count
 from convoy.core.user_code import UserCode
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Data
+from convoy.input_pipeline.reading.disk_cache import open_disk_cache
+from convoy.input_pipeline.reading.pixel_store import DiskSpace
 from convoy.input_pipeline.reading.reader import Batch
 from convoy.trainer import config as configs
 from convoy.trainer.callbacks.advice import Advice
@@ -65,6 +68,8 @@ def train(
     recipe: UserCode | None = None,
     record_format: RecordFormat | None = None,
     extend: bool = False,
+    virtual_replicas: int | None = None,
+    cache_space: DiskSpace | None = None,
     command: str = "",
     owns_process: bool = False,
 ) -> dict[str, Any]:
@@ -85,6 +90,8 @@ def train(
       recipe: the user's file that made the config, kept in `workdir`; None for others.
       record_format: what is known about the records of other tools; a run that resumes remembers the rest.
       extend: whether the run in `workdir` may become longer, if the config is.
+      virtual_replicas: number of virtual replicas from the latest checkpoint on, 1 or more; None to change nothing.
+      cache_space: where `config.cache=disk` keeps decoded images; without it, images are not kept.
       command: what started the run, for its records.
       owns_process: whether the process is only for this run: signals stop it, and it is ended if it is stuck.
 
@@ -121,9 +128,18 @@ def train(
                 recipe=recipe,
                 record_format=record_format,
                 extend=extend,
+                virtual_replicas=virtual_replicas,
             )
             with contextlib.closing(session):
-                training = _Training(session, deadlines, stop, callbacks, command=command, owns_process=owns_process)
+                training = _Training(
+                    session,
+                    deadlines,
+                    stop,
+                    callbacks,
+                    cache_space=cache_space,
+                    command=command,
+                    owns_process=owns_process,
+                )
                 return training.run()
         except Exception as error:
             if isinstance(error, tf.errors.OpError) and (lost := as_peer_lost(error, worker_group)):
@@ -149,6 +165,7 @@ class _Training:
         stop: StopRequest,
         callbacks: Sequence[Callback],
         *,
+        cache_space: DiskSpace | None,
         command: str,
         owns_process: bool,
     ):
@@ -163,7 +180,12 @@ class _Training:
         self._objective = session.objective
         self._step = make_train_step(session.config, session.plan, session.runtime, session.objective)
         self._input = TrainingInput(
-            session.dataset.split("train"), session.config, session.plan, session.runtime.strategy, self._worker_group
+            session.dataset.split("train"),
+            session.config,
+            session.plan,
+            session.runtime.strategy,
+            self._worker_group,
+            partial(open_disk_cache, session.dataset, "train", space=cache_space) if cache_space else None,
         )
         self._stages = resolution.stages(session.config, session.plan.total_steps)
         self._measurements = Measurements(session, self._step, self._worker_group, deadlines)
@@ -247,8 +269,20 @@ class _Training:
             self._training.event("extended", step=step, before=before, steps=after)
             for line in effects_of_extension(self._config, self._plan, rollbacks=self._rollbacks):
                 self._training.say(line)
+        if step and self._metadata["config"]["virtual_replicas"] != self._plan.virtual_replicas:
+            self._report_virtual_replicas(self._metadata["config"]["virtual_replicas"])
+            self._save(self._metadata["score"])  # the same weights: later starts keep the new number
+            self._finish_saving()
         self._stopping.agree("begin")
         self._stop_request.listen_to_interrupts()
+
+    def _report_virtual_replicas(self, before: int) -> None:
+        step, after = self._state.step, self._plan.virtual_replicas
+        self._training.event("virtual_replicas_changed", step=step, before=before, after=after)
+        self._training.say(
+            f"Virtual replicas: {before} -> {after} from step {step} on. The sample order stays the same; the weights "
+            "are no longer those of the run without this change."
+        )
 
     def _train_steps(self) -> None:
         """Trains from the current step to the last one, or until a stop is agreed on; the last step is saved."""
@@ -361,12 +395,17 @@ class _Training:
         step, factor = self._state.step, divergence.learning_rate_factor**self._rollbacks
         self._saved_step = self._rolled_back_to = step
         self._step_timer.drop_window()
+        before = checkpoint[1]["config"]["virtual_replicas"]
+        # Before a change, the run trains with the number of now, which suits its devices.
+        self._config.update(configs.with_virtual_replicas(self._config, self._plan.virtual_replicas, step=step))
         self._emit("on_rollback")
         self._training.event("rolled_back", step=step, diverged_step=error.step, learning_rate_factor=factor)
         self._training.say(
             f"Rollback {self._rollbacks} of {divergence.rollbacks}: the gradient of step {error.step} is NaN or "
             f"infinite. Resuming from step {step} with the learning rate times {factor:g}."
         )
+        if before != self._plan.virtual_replicas:
+            self._report_virtual_replicas(before)
         self._worker_group.exchange("rolled back")
 
     def _save(self, score: float | None) -> None:
@@ -444,6 +483,7 @@ class _Training:
             "seconds": self._step_timer.seconds(),
             "weights_sha256": digest,
             "virtual_replicas": plan.virtual_replicas,
+            "virtual_replicas_changes": configs.changes_of_virtual_replicas(self._config),
             "replicas": plan.replicas,
             "workers": self._worker_group.num_workers,
             "substituted_records": self._substitutions.count,

@@ -1,10 +1,11 @@
 """Candidates for the shipped recipes, and the runs that compare them: results.jsonl, one run per line.
 
-All with image seed 1, on 2 CPU cores with bfloat16 but without AMX, on which other work ran: compare `cpu_seconds` and
-not `wall_seconds`. Fields of a line:
+All with image seed 1, on 2 CPU cores with bfloat16 but without AMX, on which other work ran at times: compare
+`cpu_seconds` and not `wall_seconds`. Fields of a line:
 
-    dataset, image_seed, recipe, seed, overrides   what was trained; `recipe` is shipped, or a file of this folder
-    steps, batch_size, image_size                  as planned
+    dataset, image_seed, seed                      what was trained on
+    overrides                                      differences from `convnet_64.py`, without intervals of evaluations
+    steps                                          as planned
     test_top1, test_ece                            test images, checkpoint with the best validation score, in [0, 1]
     test_top1_last, last_ece                       the same with the last checkpoint
     test_top1_last_other_flip                      the last checkpoint with the opposite of config.flip_tta

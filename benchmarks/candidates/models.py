@@ -12,7 +12,7 @@ from keras import layers
 
 
 def residual(num_classes: int, image_size: int, **options: Any) -> keras.Model:  # noqa: ANN401 (of `_stages`)
-    """Returns `convnet` with a shortcut around the second convolution of each stage."""
+    """Returns `convnet` with a shortcut around the second convolution of each stage: now `residual_convnet`."""
     del image_size
     return _stages(num_classes, **options)
 
@@ -25,6 +25,11 @@ def residual_se(num_classes: int, image_size: int) -> keras.Model:
 def strided(num_classes: int, image_size: int) -> keras.Model:
     """Returns `residual` whose first convolution halves the image, which is one pooling less."""
     return residual(num_classes, image_size, stem_stride=2, pools=(1, 2))
+
+
+def slim(num_classes: int, image_size: int) -> keras.Model:
+    """Returns `residual` with half as many channels in the first stage, which is the slowest."""
+    return residual(num_classes, image_size, filters=(16, 64, 128, 256))
 
 
 def _stages(

@@ -75,6 +75,7 @@ class TrainingResult(Shown):
       seconds: seconds spent on `steps` and on each kind of pause, such as `evaluation` and `checkpoints`.
       weights_sha256: SHA-256 over all weights, equal for equal runs (with `deterministic`) on any devices.
       virtual_replicas: number of virtual replicas.
+      virtual_replicas_changes: per change of this number in the course of the run `step`, `before` and `after`.
       replicas: number of devices.
       workers: number of workers.
       substituted_records: unusable records in whose place others were used.
@@ -101,6 +102,7 @@ class TrainingResult(Shown):
     seconds: dict[str, float]
     weights_sha256: str
     virtual_replicas: int
+    virtual_replicas_changes: list[dict[str, int]]
     replicas: int
     workers: int
     substituted_records: int
@@ -187,6 +189,9 @@ def train(
     folds: int = 0,
     strategy: str = "auto",
     extend: bool = False,
+    virtual_replicas: int | None = None,
+    cache_dir: _Path = "",
+    cache_gib: float = 0.0,
     record_order: bool = False,
     profile_steps: tuple[int, int] | None = None,
     image_key: str = "",
@@ -213,6 +218,10 @@ def train(
         a run without each. The result is a `CrossValidation`. Each run gets a shallow copy of the callbacks.
       strategy: `auto`, `one_device` or `mirrored`.
       extend: continue the run to a longer `config.epochs` or `config.steps`.
+      virtual_replicas: continue the run in `workdir` with another number of virtual replicas, for devices that do not
+        divide its present one. A new run has `config.virtual_replicas`.
+      cache_dir: folder on a local disk for the images of `config.cache="disk"`; by default in the cache folder.
+      cache_gib: most GiB of images there, 0 or more; 0 for half of the free space.
       record_order: write the images of each step to RUN/order.
       profile_steps: first and last step to profile for TensorBoard.
       image_key: feature of the encoded image in TFRecords of other tools.
@@ -252,6 +261,9 @@ def train(
         )
     if not isinstance(folds, int) or not (folds == 0 or 2 <= folds <= MOST_FOLDS):
         raise UsageError(f"folds={folds!r}: pass 2 to {MOST_FOLDS}, or 0 for a single run.")
+    if virtual_replicas is not None and not (isinstance(virtual_replicas, int) and virtual_replicas > 0):
+        raise UsageError(f"virtual_replicas={virtual_replicas!r}: pass an integer above 0, or None to change nothing.")
+    from convoy.input_pipeline.reading.pixel_store import chosen_space
     from convoy.trainer.auto.choosing import Request, auto_config
     from convoy.trainer.auto.rules import Choice
     from convoy.trainer.callbacks.log_messages import LogMessages
@@ -270,6 +282,7 @@ def train(
         opened = path_text(data) or data
         request = Request(opened, workdir, str(devices), strategy, record_format, folds=folds, max_hours=max_hours)
         config, recipe = auto_config(request, log)
+    assert isinstance(config, ml_collections.ConfigDict)
     chosen = chosen_callbacks(callbacks, record_order=record_order, profile_steps=profile_steps, time_limit=time_limit)
     common: dict[str, Any] = {
         "data": path_text(data) or data,
@@ -279,6 +292,8 @@ def train(
         "recipe": recipe,
         "record_format": record_format,
         "extend": extend,
+        "virtual_replicas": virtual_replicas,
+        "cache_space": chosen_space(config.cache, os.fspath(cache_dir), cache_gib),
         "command": f"convoy.train(data={name!r}, workdir={workdir!r}, devices={devices!r}"
         + (f", folds={folds})" if folds else ")"),
     }

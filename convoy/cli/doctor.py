@@ -38,6 +38,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
         worker_index=flags.worker_index,
         record_format=record_format(flags, flags.data),
         extend=flags.extend,
+        virtual_replicas=flags.virtual_replicas,
     )
     with terminable():  # removes the file that the checks write to RUN, also after SIGTERM
         return 0 if run_checks(options) else 2

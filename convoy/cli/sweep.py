@@ -36,6 +36,7 @@ _NOT_IN_TRIALS = (
     "find_lr",
     "find_batch_size",
     "extend",
+    "virtual_replicas",
     "folds",
 )
 

@@ -30,6 +30,7 @@ from convoy.trainer.config import renamed
 
 _NUMBER = r"\s*[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?\s*"
 _NUMBERS = re.compile(rf"[(\[]?{_NUMBER}(,{_NUMBER})*,?\s*[)\]]?|\(\s*\)|\[\s*\]")
+_ALSO_FLAGS = ("deterministic", "virtual_replicas")  # of config fields
 _USES_TENSORFLOW = re.compile(r"^\s*(?:import|from) (?:tensorflow|keras)\b|\bregister_(?:loss|metric|model)\b", re.M)
 
 
@@ -79,7 +80,7 @@ def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str], *, au
     _check_for_bare_fields(recipe, others)
     # The config flag loads the recipe itself: what `load_recipe` changed must be repeated on the command line.
     values = dict(configs.fields(recipe))
-    replaced = [f"--config.{field}=0" for field in configs.overridden_durations(recipe, given)]
+    replaced = [f"--config.{field}=0" for field in configs.overridden_fields(recipe, given)]
     if "epochs" in given and "steps" not in given:
         replaced.append("--config.steps=0")
     replaced += [f"--config.{field}={values[field]}" for field in renamed.VALUES if field not in given and not auto]
@@ -151,6 +152,13 @@ def define_run_flags(
         False,
         "continue the run in --workdir to a longer config.epochs or config.steps, by the schedule of the new length",
     )
+    define.integer(
+        "virtual_replicas",
+        None,
+        "continue the run in --workdir with this many virtual replicas, for devices that do not divide its present "
+        "number; the weights are then not those of the run without this change. New runs: --config.virtual_replicas",
+        lower_bound=1,
+    )
     define.string("devices", "auto", "auto (all GPUs, else the CPU), cpu:N (N logical devices) or gpu:0,1")
     define.enum("strategy", "auto", STRATEGIES, "tf.distribute strategy")
     define.list("worker_hosts", [], "HOST:PORT of every worker, without TF_CONFIG and scheduler")
@@ -177,6 +185,12 @@ def define_run_flags(
         lower_bound=2,
         upper_bound=MOST_FOLDS,
     )
+    define.string(
+        "cache_dir",
+        "",
+        "folder on a local disk for the images of config.cache=disk; default: `decoded` in the cache folder",
+    )
+    define.float("cache_gib", 0.0, "most GiB of images in --cache_dir; 0: half of its free space", lower_bound=0.0)
     define.bool("record_order", False, "write the images of each step to RUN/order")
     define.list("callbacks", [], "one or more of wandb, mlflow, FILE.py:NAME and package.module:NAME")
     define.float(
@@ -202,6 +216,15 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if flags.deterministic is not None:
         config.deterministic = flags.deterministic
     configs.check(config)
+    for inspection in ("print_config", "find_lr", "find_batch_size"):
+        if flags[inspection].value and flags.virtual_replicas is not None:
+            raise UsageError(
+                f"--virtual_replicas={flags.virtual_replicas}: is only for a run that resumes. Pass "
+                f"--config.virtual_replicas={flags.virtual_replicas} with --{inspection}."
+            )
+    from convoy.input_pipeline.reading.pixel_store import chosen_space
+
+    cache_space = chosen_space(config.cache, flags.cache_dir, flags.cache_gib)
     if flags.print_config:
         _print_config(config, flags)
         return
@@ -239,6 +262,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             "recipe": recipe,
             "record_format": record_format(flags, flags.data),
             "extend": flags.extend,
+            "virtual_replicas": flags.virtual_replicas,
+            "cache_space": cache_space,
             "command": shlex.join(sys.argv),
             "owns_process": True,
         }
@@ -301,10 +326,11 @@ def _profile_steps(text: str) -> tuple[int, int] | None:
 
 def _check_for_bare_fields(recipe: ml_collections.ConfigDict, arguments: list[str]) -> None:
     """Raises a UsageError for `--batch_size=2` that suggests `--config.batch_size=2`."""
-    by_last_part = {field.split(".")[-1]: field for field, _ in configs.fields(recipe)}
+    names = sorted(dict(configs.fields(recipe)), key=lambda field: field.count("."), reverse=True)
+    by_last_part = {field.split(".")[-1]: field for field in names}  # of equal ones the one outside sections
     for argument in arguments:
         name, _, value = argument.lstrip("-").partition("=")
-        if argument.startswith("--") and name in by_last_part and name != "deterministic":
+        if argument.startswith("--") and name in by_last_part and name not in _ALSO_FLAGS:
             raise UsageError(f"--{name} is a config field: pass --config.{by_last_part[name]}={value}.")
 
 

@@ -162,6 +162,10 @@ EVENTS = {
     "start": ("training begins at step 0", "step, replicas, attempt"),
     "restored": ("training resumes from a checkpoint", "step, replicas, changed, attempt"),
     "extended": ("the run was made longer with `--extend`", "step, before, steps"),
+    "virtual_replicas_changed": (
+        "the run goes on with another number of virtual replicas, by `--virtual_replicas`",
+        "step, before, after",
+    ),
     "first_step": ("the first step of this start is done", "step"),
     "checkpoint": ("a checkpoint is being written", "step"),
     "checkpoint_failed": ("a checkpoint could not be written; training continues", "message"),

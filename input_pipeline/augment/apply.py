@@ -95,6 +95,13 @@ def _where(images: tf.Tensor, draws: tf.Tensor, probability: float, changed: tf.
     return tf.where((draws[:, 0] < probability)[:, tf.newaxis, tf.newaxis, tf.newaxis], changed, images)
 
 
+def _hue(pixels: tf.Tensor, draws: tf.Tensor, limit: float, probability: float) -> tf.Tensor:
+    if probability == 0:
+        return pixels
+    draws = draws / probability  # one random number decides both: below 1, it is uniform again
+    return _where(pixels, draws, 1.0, operations.hue(pixels, limit * _signed(draws)))
+
+
 def _rand(images: tf.Tensor, draws: tf.Tensor, number: float, magnitude: float) -> tf.Tensor:
     space = policies.narrow_space(images.shape[1])
     for k in range(int(number)):
@@ -122,7 +129,7 @@ _KERNELS = {
     "brightness": _Kernel(tf.float32, lambda x, draws, limit: operations.add_brightness(x, limit * _signed(draws))),
     "contrast": _Kernel(tf.float32, lambda x, draws, limit: operations.contrast(x, 1.0 + limit * _signed(draws))),
     "saturation": _Kernel(tf.float32, lambda x, draws, limit: operations.saturation(x, 1.0 + limit * _signed(draws))),
-    "hue": _Kernel(tf.float32, lambda x, draws, limit: operations.hue(x, limit * _signed(draws))),
+    "hue": _Kernel(tf.float32, _hue),
     "posterize": _Kernel(
         tf.uint8,
         lambda x, draws, bits, p: _where(x, draws, p, operations.posterize(x, tf.fill(tf.shape(x)[:1], int(bits)))),

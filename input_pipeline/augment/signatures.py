@@ -93,7 +93,7 @@ OPERATIONS = {
     "hue": Signature(
         "rotates hues by up to this share of the color circle, either way",
         1,
-        (Parameter("share", 0.0, 0.5),),
+        (Parameter("share", 0.0, 0.5), _probability(1.0)),
         on_device=True,
     ),
     "posterize": Signature(

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,20 @@ NOT_NAMED, NO_IMAGE = "not named by ", "not an image by its name"
 
 _logger = logging.getLogger("convoy")
 _FILE_WORD = re.compile(r"\w[\w.-]*")  # a file name, or part of one
+
+
+class StoredImages(NamedTuple):
+    """The images of a split among all that are stored together: a part of a dataset has the numbers of the whole.
+
+    Attributes:
+      digest: a hex SHA-256 that identifies the content of all of them.
+      numbers: [num_images] int64, number of each image of the split among all; None for its index.
+      total: number of all.
+    """
+
+    digest: str
+    numbers: np.ndarray | None
+    total: int
 
 
 @dataclass(frozen=True)
@@ -131,6 +145,14 @@ class Dataset:
             identity = [arrays.hexdigest()]
         content = json.dumps([list(self.class_names), identity], ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(content.encode("ascii")).hexdigest()
+
+    def stored_images(self, split_name: str) -> "StoredImages":
+        """Returns which images a split has, for what is kept of each of them.
+
+        Raises:
+          DataError: there is no such split, or it cannot be used.
+        """
+        return StoredImages(self.digest(split_name), None, self.split(split_name).num_images)
 
 
 Data = str | os.PathLike[str] | RemotePath | Source | Mapping[str, Source] | Dataset  # what `open_dataset` opens

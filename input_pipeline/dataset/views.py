@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from convoy.input_pipeline.dataset.open import Dataset, Split
+from convoy.input_pipeline.dataset.open import Dataset, Split, StoredImages
 from convoy.input_pipeline.dataset.source import ChosenImages, OpenedSource
 
 
@@ -59,6 +59,16 @@ class View(Dataset):
         for name in self.numbered:
             content.update(self.whole.digest(name).encode())
         return content.hexdigest()
+
+    def stored_images(self, split_name: str) -> StoredImages:
+        """As `Dataset.stored_images`; of a split of this view, all are the numbered images."""
+        assert self.whole
+        if split_name not in self.chosen:
+            return self.whole.stored_images(split_name)
+        parts = [self.whole.stored_images(name) for name in self.numbered]
+        digests = [part.digest for part in parts]
+        content = digests[0] if len(parts) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        return StoredImages(content, self.chosen[split_name], sum(part.total for part in parts))
 
 
 def make_view(

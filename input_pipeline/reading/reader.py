@@ -228,6 +228,8 @@ class Reader:
 
     def close(self) -> None:
         """Closes the shards and drops the cache. `images_at` and `substituted` still work."""
+        if self._cache:
+            self._cache.close()
         self._cache = None
         self._records.close()
 

@@ -258,7 +258,7 @@ def _requeue(job: str, decision: tuple[bool, str], screen: Screen) -> None:
 
 
 def _paths_of(command: Sequence[str]) -> list[str]:
-    """Returns the directories that workers need: the current one, RUN and DATA."""
-    named = [flag_value(command, name) for name in ("workdir", "data")]
+    """Returns the directories that workers need: the current one, RUN, DATA and that of the disk cache."""
+    named = [flag_value(command, name) for name in ("workdir", "data", "cache_dir")]
     paths = [os.path.abspath(path) for path in named if path and not is_code(path)]
     return list(dict.fromkeys([os.getcwd(), *paths]))

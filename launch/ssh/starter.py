@@ -27,6 +27,7 @@ from convoy.launch.supervisor import StartError
 from convoy.launch.trainer_command import (
     cluster_variables,
     flag_value,
+    integer_or_none,
     key_variable,
     trainer_environment,
     trains,
@@ -210,16 +211,21 @@ class Starter:
         text = (
             f"the responding hosts have R={counted(sum(devices), 'device')} ({counts}): no choice of at least "
             f"{counted(self._least(), 'host')} has a number that divides the run's V={virtual_replicas} virtual "
-            f"replicas. Change slots in {self.hosts_file}, --devices or --min_hosts."
+            f"replicas. Change slots in {self.hosts_file}, --devices or --min_hosts, or the run's --virtual_replicas."
         )
         if problems:
             raise StartError(f"{'; '.join(problem.text for problem in problems.values())}; {text}")
         raise UsageError(text)
 
     def _virtual_replicas(self) -> int | None:
-        """Returns the virtual replicas of the run in RUN; None if it has not started or the command does not train."""
+        """Returns the virtual replicas that the run in RUN resumes with.
+
+        None if it has not started or the command does not train.
+        """
         if not trains(self.command) or self.run_files.checkpoint_step() is None:
             return None
+        if number := integer_or_none(flag_value(self.command, "virtual_replicas")):
+            return number
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             return int(read_json(self.run_files.path / "config.json")["virtual_replicas"]) or None
         return None

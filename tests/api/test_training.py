@@ -69,6 +69,8 @@ def test_a_metric_that_a_fold_does_not_have_is_shown_as_missing(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "value"),
     [("config", None), ("config", {"steps": 4}), ("devices", 2), ("max_hours", -1), ("max_hours", "2"), ("folds", 1)]
+    + [("virtual_replicas", number) for number in (0, "8")]
+    + [("cache_dir", "cache"), ("cache_gib", -1), ("cache_gib", "2")]
     + [("profile_steps", steps) for steps in (3, (4, 2), ("4", "8"))],
 )
 def test_wrong_argument_is_named(tmp_path, argument, value):

@@ -221,7 +221,8 @@ def test_bench_input_measures_every_reader(bench):
     sizes = ("--image_size=32", "--batch_size=8", "--rounds=2", "--round_seconds=0.05")
     result, output, messages = bench("input", *generated, *sizes)
     rows = {row["peer"]: row for row in result["rows"]}
-    assert list(rows)[:5] == ["decode", "decode-batch", "reader", "tfdata", "tfds"]
+    readers = ["reader", "reader-disk", "crops", "crops-disk"]
+    assert list(rows)[:8] == ["decode", "decode-batch", *readers, "tfdata", "tfds"]
     assert rows["decode"]["ratio"] == rows["reader"]["reader_ratio"] == 1
     assert all(row["ratio"] > 0 and row["images"] == "40 JPEGs of 64x64" for row in rows.values())
     assert "Convoy's reader" in output

@@ -275,3 +275,17 @@ def test_ablation_is_on_the_page(bench):
     rows = content["datasets"][0]["ablations"]["convnet"]
     assert [row["without"] for row in rows[:2]] == ["", "label smoothing"]
     assert "| label smoothing |" in page and "## Summary" not in page
+
+
+def test_averages_are_on_the_page_and_are_evaluated_once(bench, tmp_path):
+    words = ("--seeds=2", "--dataset=digits,photos", "--recipes=convnet", "--averages")
+    page, content = bench(*words)
+    ways = {each["way"]: each for each in content["datasets"][0]["averages"]["convnet"]}
+    plain, flips, mean, together, both = ways.values()
+    assert [each["passes"] for each in ways.values()] == [1, 2, 1, 2, 4]
+    assert plain["top1"] == pytest.approx([0.6, 0.7]) and flips["top1"] == pytest.approx([0.62, 0.72])
+    assert (len(mean["top1"]), together["top1"], both["top1"]) == (2, pytest.approx([0.65]), pytest.approx([0.67]))
+    assert "| mirror images | 2 | 67.0 % | +2.0 |" in page
+    before = commands(FakeRuns(tmp_path / "runs/digits"))
+    assert bench(*words)[1]["datasets"] == content["datasets"]
+    assert commands(FakeRuns(tmp_path / "runs/digits")) == before

@@ -371,6 +371,12 @@ class TestSlipsOfBeginners:
     def test_a_config_field_as_a_flag_of_its_own_is_told_how_to_write_it(self, refuses):
         assert "--config.batch_size=2" in refuses("train", "--batch_size=2")
         assert "--config.optimizer.learning_rate=1" in refuses("train", "--learning_rate=1")
+        assert "--config.steps=5" in refuses("train", "--steps=5")
+
+    def test_virtual_replicas_of_a_resumed_run_and_of_the_config_are_told_apart(self, refuses):
+        for flag in ("--print_config", "--find_lr", "--find_batch_size"):
+            assert "--config.virtual_replicas=8" in refuses("train", "--virtual_replicas=8", flag)
+        assert "virtual_replicas" in refuses("train", "--virtual_replicas=0")
 
     def test_the_length_that_was_typed_replaces_the_recipes_in_another_unit(self, convoy):
         result = convoy("train", "--config=smoke", "--config.epochs=3", "--print_config", check=True)

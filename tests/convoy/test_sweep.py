@@ -51,6 +51,7 @@ def refused(space, tmp_path, capsys):
         (SPACE, ("--trials=2", "--", "train"), "--data"),
         (SPACE, ("--trials=2", "--", "train", "--data=data", "--workdir=run"), "--workdir"),
         (SPACE, ("--trials=2", "--", "train", "--data=data", "--find_lr"), "--find_lr"),
+        (SPACE, ("--trials=2", "--", "train", "--data=data", "--virtual_replicas=8"), "--virtual_replicas"),
         (SPACE, ("--trials=2", "--", "train", "--data=data", "--devixes=cpu"), "devices"),
         (
             SPACE.replace("optimizer.name", "optimizer.nane"),

@@ -102,6 +102,15 @@ def test_rotation_equals_pillows_except_for_rounding():
     np.testing.assert_array_equal(result[3], IMAGES[3])
 
 
+def test_hue_changes_a_share_of_the_images_and_rotates_those_all_the_way():
+    for draw in (0.0, 0.2, 0.39):
+        rotated = with_draws("hue(0.5, 0.4)", draw)
+        np.testing.assert_allclose(rotated, with_draws("hue(0.5)", draw / 0.4), atol=0.02)
+        assert (rotated[0] != IMAGES[0]).any()
+    for text, draw in (("hue(0.5, 0.4)", 0.41), ("hue(0.5, 0.4)", LARGEST_DRAW), ("hue(0.5, 0)", 0.0)):
+        np.testing.assert_array_equal(with_draws(text, draw), IMAGES)
+
+
 def test_hue_rotates_the_color_circle():
     colors = np.uint8([[[[200, 40, 40], [40, 200, 40], [40, 40, 200], [90, 90, 90]]]])
     rotated = operations.hue(tf.cast(colors, tf.float32), np.float32([1 / 3]))

@@ -1,4 +1,4 @@
-"""The pixel cache: the same images as without it, within the memory budget."""
+"""The pixel cache, in memory and on a disk: the same images as without it; in memory within the budget."""
 
 import os
 
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from convoy.input_pipeline.augment.pipeline import parse_pipeline
-from convoy.input_pipeline.reading.cache import PixelCache, make_cache
+from convoy.input_pipeline.reading.cache import MemoryCache, make_cache
 from convoy.input_pipeline.reading.decode import Crop
+from convoy.input_pipeline.reading.disk_cache import DiskCache
+from convoy.input_pipeline.reading.pixel_store import DiskSpace, PixelStore
 from convoy.input_pipeline.reading.reader import BatchSlice
 from tests.input_pipeline.datasets import write_split
 from tests.input_pipeline.images import pixels
@@ -24,14 +26,27 @@ def split(tmp_path_factory):
     return make_split(tmp_path_factory.mktemp("data"), IMAGES)
 
 
+@pytest.fixture(params=["memory", "disk"])
+def new_cache(request, tmp_path):
+    """Makes an empty cache of a split for a crop."""
+
+    def make(split, crop):
+        if request.param == "memory":
+            return MemoryCache(split.num_images, budget_bytes=LARGE)
+        key = split.shard_paths[0].parent.name
+        return DiskCache(split, crop, PixelStore(DiskSpace(tmp_path / "cache", LARGE), key, split.num_images))
+
+    return make
+
+
 @pytest.mark.parametrize(
     "crop",
     [Crop(SIZE), Crop(8), Crop(20), Crop(SIZE, 0.3), Crop(8, 0.3)],
     ids=lambda crop: f"{crop.size}-{crop.min_area}",
 )
 @pytest.mark.parametrize("order", [{}, STRIPED], ids=["global", "striped"])
-def test_every_epoch_equals_the_uncached_stream(split, crop, order):
-    cache = PixelCache(IMAGES, budget_bytes=LARGE)
+def test_every_epoch_equals_the_uncached_stream(split, crop, order, new_cache):
+    cache = new_cache(split, crop)
     options = {"crop": crop, **order}
     assert_same(stream(split, 4 * EPOCH, cache=cache, **options), stream(split, 4 * EPOCH, **options))
     assert cache.keeps(np.arange(IMAGES)).all()
@@ -39,7 +54,7 @@ def test_every_epoch_equals_the_uncached_stream(split, crop, order):
 
 def test_augmentation_comes_after_the_cache(split):
     pipeline = parse_pipeline("crop(scale=0.3..0.8) | flip | contrast(0.5) | trivial", image_size=SIZE)
-    cache = PixelCache(IMAGES, budget_bytes=LARGE)
+    cache = MemoryCache(IMAGES, budget_bytes=LARGE)
     options = {"crop": Crop(SIZE, *pipeline.scale), "draws": pipeline.draws, "operations": pipeline.host}
     cached = stream(split, 4 * EPOCH, cache=cache, **options)
     assert_same(cached, stream(split, 4 * EPOCH, **options))
@@ -49,20 +64,20 @@ def test_augmentation_comes_after_the_cache(split):
 
 
 @pytest.mark.parametrize("crop", [Crop(8), Crop(8, 0.3), Crop(8, resize="pad"), Crop(8, 0.3, resize="crop")])
-def test_images_of_any_shape_and_format_equal_the_uncached_ones(tmp_path, crop):
+def test_images_of_any_shape_and_format_equal_the_uncached_ones(tmp_path, crop, new_cache):
     shapes = [(1, 40), (40, 1), (1, 1), (5, 9), (8, 8), (30, 20)] * 3
     images = [pixels(number, 40)[:height, :width] for number, (height, width) in enumerate(shapes)]
     for image_format in ("png", "raw"):
         split = write_split(tmp_path / image_format, images, range(18), image_format)
-        cache = PixelCache(18, budget_bytes=LARGE)
+        cache = new_cache(split, crop)
         options = {"crop": crop, "slices": BatchSlice(5)}
         assert_same(stream(split, 15, cache=cache, **options), stream(split, 15, **options))
 
 
 @pytest.mark.parametrize("crop", [Crop(8), Crop(8, 0.3)])
-def test_cached_images_are_not_read_again(tmp_path, crop):
+def test_cached_images_are_not_read_again(tmp_path, crop, new_cache):
     split = make_split(tmp_path, IMAGES)
-    cache = PixelCache(IMAGES, budget_bytes=LARGE)
+    cache = new_cache(split, crop)
     expected = stream(split, 2 * EPOCH, crop=crop)
     stream(split, EPOCH, crop=crop, cache=cache)
     for path in split.shard_paths:
@@ -72,13 +87,13 @@ def test_cached_images_are_not_read_again(tmp_path, crop):
 
 @pytest.mark.parametrize("crop", [Crop(SIZE), Crop(8, 0.3)])
 def test_full_cache_still_serves_its_images(split, crop):
-    cache = PixelCache(IMAGES, budget_bytes=20_000)
+    cache = MemoryCache(IMAGES, budget_bytes=20_000)
     assert_same(stream(split, 3 * EPOCH, crop=crop, cache=cache), stream(split, 3 * EPOCH, crop=crop))
     assert 0 < cache.keeps(np.arange(IMAGES)).sum() < IMAGES
     assert cache._bytes <= 20_000
 
 
-def filled(cache: PixelCache, count: int, size: int) -> int:
+def filled(cache: MemoryCache, count: int, size: int) -> int:
     for start in range(0, count, 10):
         cache.keep(np.arange(start, start + 10), np.zeros((10, size, size, 3), np.uint8))
     return int(cache.keeps(np.arange(count)).sum())
@@ -87,7 +102,7 @@ def filled(cache: PixelCache, count: int, size: int) -> int:
 def test_auto_stops_once_not_all_images_will_fit():
     image = 32 * 32 * 3 + 300
     for budget, kept in ((1000 * image, 1000), (999 * image, 63)):
-        cache = PixelCache(1000, budget_bytes=budget, only_if_all=True)
+        cache = MemoryCache(1000, budget_bytes=budget, only_if_all=True)
         assert filled(cache, 1000, 32) == kept
 
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 from convoy.input_pipeline.dataset import records
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.dataset.records import RecordError
-from convoy.input_pipeline.reading.cache import PixelCache
+from convoy.input_pipeline.reading.cache import MemoryCache
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 from tests.input_pipeline.datasets import encode
@@ -51,7 +51,7 @@ def write(folder, image_format, **overrides):
 )
 def test_training_ignores_wrong_sizes(tmp_path, options):
     def images_of(split):
-        cache = {"cache": PixelCache(IMAGES, budget_bytes=2**24)} if "cache" in options else {}
+        cache = {"cache": MemoryCache(IMAGES, budget_bytes=2**24)} if "cache" in options else {}
         return stream(split, 9, **{**options, **cache})
 
     unsized = {"height": lambda _: 0, "width": lambda _: 0}

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from convoy.core.errors import DataError
-from convoy.input_pipeline.reading.cache import PixelCache
+from convoy.input_pipeline.reading.cache import MemoryCache
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 from convoy.input_pipeline.reading.record_reader import RecordReader
@@ -106,7 +106,7 @@ def test_undecodable_images_end_the_stream_until_recover_substitutes_them(tmp_pa
         split = without_image(split, index)
     flip(split, 20)
     reader, slices = (
-        Reader(split, Crop(SIZE), draws=4, cache=PixelCache(IMAGES, budget_bytes=2**30), **SUBSTITUTE),
+        Reader(split, Crop(SIZE), draws=4, cache=MemoryCache(IMAGES, budget_bytes=2**30), **SUBSTITUTE),
         BatchSlice(8),
     )
     taken, ends = [], 0

@@ -8,6 +8,7 @@ from convoy.cli.train import define_config_flag
 from convoy.core.errors import UsageError
 from convoy.trainer import config as configs
 from convoy.trainer.config import renamed
+from convoy.trainer.config.checks import DECAYS
 
 OF_OTHERS = "import ml_collections\n\ndef get_config():\n    return ml_collections.ConfigDict"
 
@@ -109,8 +110,16 @@ class TestResolve:
             histogram_every_steps=0,
             freeze_steps=3,
             peak_learning_rate=0.3,
+            weight_decay=0.0,
         )
         assert plan.as_dict()["total_steps"] == 53
+
+    def test_weight_decay_per_run_depends_on_the_steps_with_which_a_run_began(self, config):
+        fields = {"optimizer.learning_rate": 0.01, "optimizer.weight_decay_per_run": 4.0, "schedule.scaling": "linear"}
+        config = changed(config, {**fields, "batch_size": 128, "steps": 100})
+        assert configs.resolve(config, num_images=9, replicas=1).weight_decay == pytest.approx(4 / (0.02 * 100))
+        extended = configs.with_extension(changed(config, {"steps": 150}), before=100, step=100)
+        assert configs.resolve(extended, num_images=9, replicas=1).weight_decay == pytest.approx(4 / (0.02 * 100))
 
     def test_steps_override_epochs(self, config):
         plan = configs.resolve(changed(config, {"steps": 7, "epochs": 100.0}), num_images=1000, replicas=1)
@@ -148,6 +157,14 @@ class TestResolve:
         parts = [f"virtual_replicas={virtual}", f"{devices} devices", fix]
         changed(config, {"virtual_replicas": virtual})
         assert_rejected(parts, configs.resolve, config, num_images=1000, replicas=devices)
+
+    @pytest.mark.parametrize(("devices", "is_named"), [(8, True), (5, False)])
+    def test_a_run_that_has_begun_may_get_as_many_virtual_replicas_as_devices(self, config, devices, is_named):
+        changed(config, {"virtual_replicas": 2, "batch_size": 64})
+        with pytest.raises(UsageError) as caught:
+            configs.resolve(config, num_images=1000, replicas=devices, resumes=True)
+        assert (f"--virtual_replicas={devices}" in str(caught.value)) == is_named
+        assert "1 or 2 devices" in str(caught.value)
 
     @pytest.mark.parametrize(
         ("batch", "virtual", "nearest"), [(63, 2, "62 or 64."), (100, 8, "96 or 104."), (3, 4, "to 4.")]
@@ -208,7 +225,7 @@ class TestCheck:
             ("shuffle", "blok"),
             ("shuffle_window_size", -1),
             ("on_corrupt", "skip"),
-            ("cache", "disk"),
+            ("cache", "dsk"),
             ("schedule.name", "cosin"),
             ("schedule.scaling", "cubic"),
             ("schedule.reference_batch_size", 0),
@@ -299,7 +316,7 @@ class TestDifferences:
     def test_operational_fields_count_only_on_request(self, config):
         before = configs.to_json(config)
         changed(config, {"log_every_images": 5, "eval_every": 9, "checkpoint_every_epochs": 0.5, "keep_checkpoints": 9})
-        changed(config, {"on_corrupt": "substitute", "cache": "memory"})
+        changed(config, {"on_corrupt": "substitute", "cache": "disk"})
         assert configs.differences(before, configs.to_json(config)) == []
         assert len(configs.differences(before, configs.to_json(config), operational=True)) == 6
 
@@ -352,10 +369,21 @@ class TestRecipes:
 
     def test_a_duration_overrides_the_recipes_duration_in_another_unit_unless_it_is_0(self):
         config = configs.load_recipe("convnet")
-        assert configs.overridden_durations(config, {"eval_every_steps": "7"}) == ["eval_every_epochs"]
-        assert configs.overridden_durations(config, {"eval_every_steps": "0", "schedule.warmup_steps": "0.0"}) == []
+        assert configs.overridden_fields(config, {"eval_every_steps": "7"}) == ["eval_every_epochs"]
+        assert configs.overridden_fields(config, {"eval_every_steps": "0", "schedule.warmup_steps": "0.0"}) == []
         for zero in ("", "-0", "0x0", "0_0", "0e3", "+.0"):
-            assert configs.overridden_durations(config, {"eval_every_steps": zero}) == []
+            assert configs.overridden_fields(config, {"eval_every_steps": zero}) == []
+
+    @pytest.mark.parametrize(("given", "other"), [DECAYS, DECAYS[::-1]])
+    @pytest.mark.parametrize("value", [0.0, 0.05])
+    def test_a_given_weight_decay_is_the_only_one(self, given, other, value):
+        fields = configs.default_config()
+        for field in (given, other):
+            fields.optimizer[field.removeprefix("optimizer.")] = 0.5
+        assert configs.overridden_fields(fields, {given: str(value)}) == [other]
+        assert configs.overridden_fields(fields, {given: str(value), other: "0.1"}) == []
+        with pytest.raises(UsageError, match=r"optimizer\.weight_decay=0\.5: .*weight_decay_per_run=0\.5"):
+            configs.check(fields)
 
     def test_a_loaded_recipe_is_locked(self):
         config = configs.load_recipe("smoke")

@@ -3,6 +3,9 @@
 With a learning rate of 1e7 the gradient overflows in step 4. Multiplied by 1e-30, the model does not change any more.
 """
 
+import json
+import signal
+
 import numpy as np
 import pytest
 
@@ -102,6 +105,43 @@ class TestRollback:
         of_workers = [order_of(run, rank) for rank in (0, 1)]
         for step in range(1, STEPS + 1):
             assert of_workers[0][step] + of_workers[1][step] == images_of(step)
+
+
+# Kills the process in step 4, before it diverges, with the checkpoint of step 3 written.
+KILL = """
+import os
+import signal
+import threading
+
+import convoy
+
+class Kill(convoy.Callback):
+    def on_batch(self, training, batch):
+        if training.step == 3:
+            for thread in threading.enumerate():
+                if thread.name == "checkpoint":
+                    thread.join()
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_rollback_before_a_change_of_virtual_replicas_moves_the_change(convoy, dataset, tmp_path):
+    run = tmp_path / "run"
+    (tmp_path / "kill.py").write_text(KILL)
+    often = ("--config.checkpoint_every_steps=1", "--devices=cpu:1", f"--data={dataset.data}", f"--workdir={run}")
+    command = (*EXPLODING, *FLAGS["once"], *often)
+    assert convoy(*command, f"--callbacks={tmp_path / 'kill.py'}:Kill").returncode == -signal.SIGKILL
+    assert CheckpointStore(run / "checkpoints").latest() == 3
+    # Step 4 diverges also after the rollback to step 3, so that the next one is to step 2.
+    convoy(*command, "--virtual_replicas=4", check=True)
+    assert [event["step"] for event in events_of(run, "rolled_back")] == [3, 2]
+    changes = [(event["step"], event["before"], event["after"]) for event in events_of(run, "virtual_replicas_changed")]
+    assert changes == [(3, 2, 4), (2, 2, 4)]
+    assert result_of(run)["virtual_replicas_changes"] == [{"step": 2, "before": 2, "after": 4}]
+    recorded = {"steps": [2], "numbers": [2]}
+    assert json.loads((run / "config.json").read_text())["earlier_virtual_replicas"] == recorded
+    metadata = CheckpointStore(run / "checkpoints").load(STEPS)[1]
+    assert metadata["config"]["earlier_virtual_replicas"] == recorded
 
 
 class TestWithoutRollback:

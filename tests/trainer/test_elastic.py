@@ -1,5 +1,6 @@
 """A run that is killed, preempted and moved to other hardware ends like an uninterrupted one."""
 
+import json
 import os
 import re
 import shutil
@@ -127,6 +128,86 @@ class TestTwoProcesses:
             positions = np.arange((step - 1) * BATCH, step * BATCH)
             images, _ = order.positions_to_images(positions, num_images=num_images, seed=0)
             assert [image for part in of_workers for image in part.get(step, [])] == images.tolist(), f"step {step}"
+
+
+CHANGED_AT = 36  # a step with a checkpoint of `finished_run`
+# Kills the process in step 38, before a checkpoint.
+KILL = """
+import os
+import signal
+
+import convoy
+
+class Kill(convoy.Callback):
+    def on_batch(self, training, batch):
+        if training.step == 37:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(scope="module")
+def stopped(finished_run, tmp_path_factory):
+    """Returns a function that copies the finished run as it was after step `CHANGED_AT`."""
+
+    def copy():
+        run = shutil.copytree(finished_run.workdir, tmp_path_factory.mktemp("changed") / "run")
+        CheckpointStore(run / "checkpoints").path(LAST_STEP).unlink()
+        (run / "result.json").unlink()
+        assert checkpoints(run)[-1] == CHANGED_AT
+        return run
+
+    return copy
+
+
+@pytest.fixture(scope="module")
+def changed(stopped, command, cluster):
+    """This run, finished by two processes with 8 virtual replicas in place of 4: (run, output of the chief)."""
+    run = stopped()
+    flags = ("--virtual_replicas=8", "--devices=cpu:1", f"--workdir={run}")
+    workers = cluster(*command, *flags, output=run.with_name("output"), check=True)
+    return run, workers.output(0)
+
+
+class TestMoreVirtualReplicas:
+    def test_are_recorded_and_logged(self, changed, finished_run):
+        run, output = changed
+        change = {"step": CHANGED_AT, "before": 4, "after": 8}
+        result = result_of(run)
+        assert (result["virtual_replicas"], result["virtual_replicas_changes"]) == (8, [change])
+        assert result["weights_sha256"] != result_of(finished_run.workdir)["weights_sha256"]
+        (event,) = events_of(run, "virtual_replicas_changed")
+        assert {name: event[name] for name in change} == change
+        config = CheckpointStore(run / "checkpoints").load(LAST_STEP)[1]["config"]
+        assert config == json.loads((run / "config.json").read_text())
+        assert config["virtual_replicas"] == 8
+        assert config["earlier_virtual_replicas"] == {"steps": [CHANGED_AT], "numbers": [4]}
+        (line,) = [line for line in output.splitlines() if line.startswith("Virtual replicas: 4 -> 8")]
+        assert f"step {CHANGED_AT}" in line and "no longer" in line
+
+    def test_are_the_same_run_with_the_same_sample_order_when_killed_and_moved(
+        self, changed, stopped, command, convoy, dataset, tmp_path
+    ):
+        run = stopped()
+        where = f"--workdir={run}"
+        refused = convoy(*command, where, "--devices=cpu:8")
+        assert refused.returncode == 2 and " --virtual_replicas=8" in refused.stderr
+        (tmp_path / "kill.py").write_text(KILL)
+        kill = f"--callbacks={tmp_path / 'kill.py'}:Kill"
+        killed = convoy(*command, where, "--devices=cpu:1", "--virtual_replicas=8", kill)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert checkpoints(run)[-1] == CHANGED_AT
+        convoy(*command, where, "--devices=cpu:2", check=True)  # keeps the number without the flag
+        result, expected = result_of(run), result_of(changed[0])
+        for name in ("weights_sha256", "virtual_replicas", "virtual_replicas_changes", "step"):
+            assert result[name] == expected[name], name
+        assert measured(run, "train") == measured(changed[0], "train")
+        assert len(events_of(run, "virtual_replicas_changed")) == 1
+        num_images = open_dataset(dataset.data).split("train").num_images
+        of_step = order_of(run, 0)
+        for step in range(CHANGED_AT + 1, LAST_STEP + 1):
+            positions = np.arange((step - 1) * BATCH, step * BATCH)
+            images, _ = order.positions_to_images(positions, num_images=num_images, seed=0)
+            assert of_step[step] == images.tolist(), f"step {step}"
 
 
 def test_single_process_saves_and_stops_on_sigusr1(command, convoy_started, wait_until, tmp_path):

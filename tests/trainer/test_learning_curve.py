@@ -10,7 +10,7 @@ import pytest
 
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.dataset.subsets import training_subset
-from convoy.trainer.config import default_config, scaled
+from convoy.trainer.config import changes_of_virtual_replicas, default_config, scaled
 from convoy.trainer.run.directory import RunDirectory
 from tests.pages import Page
 from tests.trainer import user_models
@@ -58,6 +58,13 @@ class TestScaledConfig:
         assert (found.schedule.warmup_images, found.schedule.warmup_steps) == (250, 0)
         assert (found.eval_every_epochs, found.checkpoint_every_steps) == (1.0, 1)
         assert found.extended.to_dict() == {"steps": (25, 50), "lengths": (38, 75)}
+
+    def test_all_steps_have_the_newest_number_of_virtual_replicas(self):
+        config = self.config()
+        config.virtual_replicas = 8
+        config.earlier_virtual_replicas.steps, config.earlier_virtual_replicas.numbers = (100,), (2,)
+        assert changes_of_virtual_replicas(scaled(config, 0.25)) == []
+        assert scaled(config, 0.25).virtual_replicas == 8
 
     def test_nothing_else_changes(self):
         before, found = self.config(), scaled(self.config(), 1.0)

@@ -200,6 +200,7 @@ def test_convnet_has_no_flatten_and_no_bias_before_a_normalization():
     [
         (models.convnet, {}, ["norm1b", "norm2b"]),
         (models.convnet, {"instance_norm": False}, []),
+        (models.residual_convnet, {}, ["instance_norm1", "instance_norm2"]),
         (models.resnet, {"width": 8, "instance_norm": True}, ["stage2_block2_instance_norm"]),
         (models.resnet, {"width": 8}, []),
     ],
@@ -226,6 +227,16 @@ def test_instance_normalization_can_be_set_or_left_to_the_model(setting, convnet
         model = build_model(name, num_classes=3, image_size=SIZE, instance_norm=setting).model
         kinds = [type(layer) for layer in model.layers]
         assert kinds.count(keras.layers.GroupNormalization) == expected
+
+
+def test_a_shortcut_leads_around_the_second_convolution_of_each_stage():
+    plain, model = (make(3, SIZE, instance_norm=False) for make in (models.convnet, models.residual_convnet))
+    assert model.count_params() == plain.count_params()
+    for stage in range(1, 5):
+        add = model.get_layer(f"add{stage}")
+        model.get_layer(f"norm{stage}b").gamma.assign(tf.zeros_like(model.get_layer(f"norm{stage}b").gamma))
+        before, after = keras.Model(model.input, [add.input[0], add.output])(images())
+        np.testing.assert_array_equal(before, after)  # nothing but the shortcut is left
 
 
 @pytest.mark.parametrize("option", [{"dropout": 0.1}, {"instance_norm": "off"}])

@@ -62,13 +62,16 @@ def runs(tmp_path_factory, convoy, dataset, damaged):
     """Trains the runs; returns the folder with a run directory per name, and the outputs by name and devices."""
     folder = tmp_path_factory.mktemp("runs")
     local = f"--data={dataset.data}"
+    on_disk = ("--config.cache=disk", f"--cache_dir={folder / 'decoded'}", "--cache_gib=0.5")
     on_one_device = {
         "plain": (local,),
         "cached": (local, "--config.cache=memory"),
+        "on disk": (local, *on_disk),
         "striped": (local, *STRIPED),
         "substituted": (f"--data={damaged}", "--config.on_corrupt=substitute"),
     }
     on_two_devices = {
+        "from disk": (local, *on_disk),
         "substituted on two": on_one_device["substituted"],
         # Resumes the run on one device, whose last checkpoint is deleted below.
         "striped": (f"--data=file://{dataset.data}", *STRIPED),
@@ -98,7 +101,17 @@ def digest(workdir: Path) -> str:
 class TestReading:
     def test_cache_does_not_change_the_weights(self, runs):
         folder, _ = runs
-        assert digest(folder / "cached") == digest(folder / "plain")
+        assert digest(folder / "plain") == digest(folder / "cached") == digest(folder / "on disk")
+
+    def test_a_later_run_uses_the_images_on_the_disk(self, runs, dataset):
+        folder, _ = runs
+        assert digest(folder / "from disk") == digest(folder / "plain")
+        (pixels,) = (folder / "decoded").glob("*.pixels")
+        num_images = open_dataset(dataset.data).split("train").num_images
+        size = json.loads((folder / "plain/config.json").read_text())["image_size"]
+        assert pixels.stat().st_size >= num_images * size * size * 3
+        (start,) = events_of(folder / "from disk", "start")
+        assert pixels.stat().st_mtime < start["time"]  # nothing was added
 
     def test_run_with_striped_shuffle_resumes_exactly_from_another_url(self, runs, dataset):
         folder, outputs = runs

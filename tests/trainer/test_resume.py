@@ -2,6 +2,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import ml_collections
 import pytest
@@ -18,7 +19,7 @@ from convoy.trainer.session.description import dataset_identity
 from convoy.trainer.session.prepare import open_training_data
 from convoy.trainer.session.resume import effects_of_extension, resumed_config
 from convoy.trainer.session.weights import weights_digest
-from tests.input_pipeline.datasets import write_dataset
+from tests.input_pipeline.datasets import encode, write_dataset
 from tests.input_pipeline.images import pixels
 from tests.trainer.run_files import events_of, measured, result_of
 
@@ -47,6 +48,18 @@ def test_misspelled_names_are_found_before_a_run_is_compared(shards, field, type
     config.update_from_flattened_dict({field: typed})
     with pytest.raises(UsageError, match=rf"config\.{field}='{typed}'.*did you mean '{meant}'"):
         open_training_data(config, str(shards))
+
+
+@pytest.mark.parametrize(("field", "value"), [("cache", "disk"), ("shuffle", "striped")])
+def test_what_needs_shards_is_refused_for_a_source(shards, field, value):
+    png = encode(pixels(0, 8), "png")
+    source = SimpleNamespace(num_images=4, label=lambda index: index % 2, read=lambda indices: [png for _ in indices])
+    config = ml_collections.ConfigDict(configs.default_config())
+    open_training_data(config, {"train": source})
+    config[field] = value
+    open_training_data(config, str(shards))
+    with pytest.raises(UsageError, match=f"config.{field}={value}"):
+        open_training_data(config, {"train": source})
 
 
 @pytest.fixture
@@ -223,6 +236,102 @@ class TestExtension:
         config = resumed({"steps": 40})
         effects = " ".join(effects_of_extension(config, configs.resolve(config, num_images=3, replicas=1)))
         assert "another result" not in effects
+
+
+class TestVirtualReplicas:
+    """A run of 30 steps with 2 virtual replicas and 16 images per step, which has reached step 20."""
+
+    @pytest.fixture
+    def resumed(self, shards, tmp_path):
+        """Returns a function that resumes with a number of virtual replicas and some changes; returns the config."""
+        dataset, run = open_dataset(shards), RunDirectory(tmp_path / "run")
+
+        def resume(number, changes=(), *, step=20, recorded=None):
+            config = configs.default_config()
+            config.update({"batch_size": 16, "steps": 30, **dict(changes)})
+            recorded = recorded or {**configs.to_json(config), "virtual_replicas": 2, "precision": "float32"}
+            metadata = {"config": recorded, "dataset": dataset_identity(dataset), "step": step}
+            return resumed_config(metadata, config, dataset, run, virtual_replicas=number)
+
+        return resume
+
+    def test_change_is_recorded_and_kept_by_later_starts(self, resumed):
+        config = resumed(8)
+        assert config.virtual_replicas == 8
+        assert configs.changes_of_virtual_replicas(config) == [{"step": 20, "before": 2, "after": 8}]
+        configs.check(config)
+        recorded = configs.to_json(config)
+        for number in (None, 8):  # without the flag, and with the same command again
+            for in_config in (0, 2, 8):  # a command or recipe keeps the number that the run began with
+                again = resumed(number, {"virtual_replicas": in_config}, step=25, recorded=recorded)
+                assert configs.to_json(again) == recorded
+
+    def test_same_number_is_no_change(self, resumed):
+        assert configs.changes_of_virtual_replicas(resumed(2)) == []
+        assert resumed(2).virtual_replicas == 2
+
+    def test_further_changes_are_listed(self, resumed):
+        recorded = configs.to_json(resumed(8))
+        further = resumed(4, step=25, recorded=recorded)
+        assert configs.changes_of_virtual_replicas(further) == [
+            {"step": 20, "before": 2, "after": 8},
+            {"step": 25, "before": 8, "after": 4},
+        ]
+        # At the step of a change, nothing has been trained with it.
+        assert configs.changes_of_virtual_replicas(resumed(4, recorded=recorded)) == [
+            {"step": 20, "before": 2, "after": 4}
+        ]
+        undone = resumed(2, recorded=recorded)
+        assert undone.virtual_replicas == 2 and configs.changes_of_virtual_replicas(undone) == []
+
+    @pytest.mark.parametrize(
+        ("step", "changes"),
+        [
+            (25, [(10, 2, 4), (20, 4, 8)]),
+            (20, [(10, 2, 4), (20, 4, 8)]),
+            (15, [(10, 2, 4), (15, 4, 8)]),
+            (10, [(10, 2, 8)]),
+            (5, [(5, 2, 8)]),
+        ],
+    )
+    def test_rollback_before_a_change_moves_it(self, step, changes):
+        config = configs.default_config()
+        config.virtual_replicas = 8
+        config.earlier_virtual_replicas.update({"steps": (10, 20), "numbers": (2, 4)})
+        moved = configs.with_virtual_replicas(config, 8, step=step)
+        assert [tuple(change.values()) for change in configs.changes_of_virtual_replicas(moved)] == changes
+
+    @pytest.mark.parametrize(
+        ("number", "changes", "named"),
+        [
+            (3, {}, ("--virtual_replicas=3", "config.batch_size=16", "1, 2, 4, 8 or 16")),
+            (16, {"mix": {"mixup": 0.2}}, ("--virtual_replicas=16", "mixing", "1, 2, 4 or 8.")),
+        ],
+    )
+    def test_impossible_numbers_are_refused(self, resumed, number, changes, named):
+        with pytest.raises(UsageError) as caught:
+            resumed(number, changes)
+        assert all(part in str(caught.value) for part in named)
+
+    @pytest.mark.parametrize(("in_config", "is_possible"), [(8, True), (3, False)])
+    def test_another_number_in_the_config_is_refused_with_the_flag(self, resumed, in_config, is_possible):
+        recorded = {**configs.to_json(resumed(None)), "virtual_replicas": 2}
+        with pytest.raises(UsageError, match=f"virtual_replicas: 2 -> {in_config}") as caught:
+            resumed(None, {"virtual_replicas": in_config}, recorded=recorded)
+        assert (f"--virtual_replicas={in_config}" in str(caught.value)) == is_possible
+
+    def test_run_of_an_earlier_version_changes_too(self, resumed):
+        recorded = configs.to_json(resumed(None))
+        del recorded["earlier_virtual_replicas"]
+        assert resumed(8, recorded=recorded).earlier_virtual_replicas.to_dict() == {"steps": (20,), "numbers": (2,)}
+
+    def test_a_new_run_has_nothing_to_change(self, shards, tmp_path):
+        dataset, run, config = open_dataset(shards), RunDirectory(tmp_path / "run"), configs.default_config()
+        with pytest.raises(UsageError, match=r"--virtual_replicas=8.*--config\.virtual_replicas=8"):
+            resumed_config(None, config, dataset, run, virtual_replicas=8)
+        config.earlier_virtual_replicas.update({"steps": (20,), "numbers": (2,)})
+        with pytest.raises(UsageError, match="earlier_virtual_replicas"):
+            resumed_config(None, config, dataset, run)
 
 
 @pytest.mark.slow

@@ -34,10 +34,12 @@ EVERYTHING = (
     "--config.checkpoint_every_steps=3",
     "--config.log_every_steps=2",
     # Ops on the host and on the device, sampled and fixed.
-    "--config.augment.ops=crop(scale=0.7..1) | contrast(0.2) | trivial | rand(2, 9) | flip | hue(0.1) | erase(0.5)",
+    "--config.augment.ops=crop(scale=0.7..1) | contrast(0.2) | trivial | rand(2, 9) | flip | hue(0.1, 0.6) | erase",
     "--config.mix.mixup=0.4",
     "--config.mix.cutmix=1",
+    "--config.mix.probability=0.7",
     "--config.mix.off_fraction=0.25",
+    "--config.optimizer.weight_decay_per_run=4",
     "--config.sampling=inverse_sqrt",
     "--config.ema.decay=0.9",
     "--config.optimizer.clip_norm=1",

@@ -17,6 +17,8 @@ from convoy.core.text import counted, duration_text, share
 from convoy.trainer.auto import table
 from convoy.trainer.auto.facts import DataFacts
 
+_MODEL = "residual_convnet"
+_OF_ANY_SIZE = (_MODEL, "convnet", "resnet")
 _SIDES = re.compile(r"(^|[^a-z])(left|right)([^a-z]|$)", re.IGNORECASE)
 
 
@@ -73,7 +75,8 @@ def choose(
     """
     given = dict(given or {})
     chosen = _Choices(given)
-    chosen.add("model.name", "convnet", "the best of the shipped models from random weights (docs/results/recipes.md)")
+    why = "the best of the shipped models from random weights (docs/results/generalization.md)"
+    chosen.add("model.name", _MODEL, why)
     if facts.multi_label:
         chosen.add("loss.name", "bce", "an image has any number of labels")
     flips = _add_augmentation(chosen, facts)
@@ -98,8 +101,12 @@ def choose(
     chosen.add("checkpoint_every_epochs", every, f"at most {table.CHECKPOINTS} checkpoints")
     if epochs < table.SHORT:
         chosen.add("schedule.warmup_epochs", _two_digits(epochs / table.SHORT), "a tenth of the run, which is short")
-    if given.get("optimizer.name", "adamw") == "adamw":
-        chosen.add("optimizer.weight_decay", *_weight_decay(facts, batch, steps, given))
+    if epochs < table.MIXED_EPOCHS:
+        chosen.add("mix.probability", 0.0, f"no mixing: it costs accuracy in fewer than {table.MIXED_EPOCHS} epochs")
+    if given.get("optimizer.weight_decay"):
+        chosen.add("optimizer.weight_decay_per_run", 0.0, "the weight decay is given")
+    elif given.get("optimizer.name", "adamw") == "adamw":
+        chosen.add("optimizer.weight_decay_per_run", *_weight_decay(steps))
     chosen.add("resize", *_resize(facts))
     chosen.add("sampling", *_sampling(facts))
     chosen.add("cache", "auto", "decoded images stay in memory if all fit easily; the result is the same")
@@ -160,7 +167,7 @@ def _add_augmentation(chosen: _Choices, facts: DataFacts) -> bool:
         ops = f"crop(scale=0.7..1){flip} | hue(0.05) | saturation(0.4) | contrast(0.2)"
         why += f"; colors change little: {color_reason}"
     else:
-        ops = f"crop(scale=0.7..1) | solarize(0, 0.3){flip} | hue(0.5) | saturation(0.7)"
+        ops = f"crop(scale=0.7..1) | solarize(0, 0.3){flip} | hue(0.5, 0.5) | saturation(0.7)"
         why += f"; all colors: {color_reason} (convnet)"
     chosen.add("augment.ops", ops, why)
     tta = "mirrored images have another class"
@@ -230,7 +237,7 @@ def _length(
     wanted = min(max(table.EPOCHS, for_steps), table.MOST_EPOCHS)
     reason = "as convnet"
     if wanted > table.EPOCHS:
-        reason = f"{math.ceil(wanted * facts.images / batch):,} steps: fewer epochs would be too few (convnet: 1,064)"
+        reason = f"{math.ceil(wanted * facts.images / batch):,} steps: fewer epochs would be too few (convnet: 2,835)"
     is_given = bool(given.get("steps") or "epochs" in given)
     if not budget or not machine.speeds or is_given:
         return _Length(side, "", False, wanted, reason)
@@ -238,21 +245,14 @@ def _length(
 
     def affordable(size: int, stages: bool) -> float:
         train = table.OVERHEAD * facts.images * _seconds_per_image(machine.speeds, size, stages)
-        check = (
-            table.EVALUATIONS
-            * facts.validation_images
-            * tta
-            * table.EVALUATION_COST
-            * _seconds_per_image(machine.speeds, size, False)
-        )
-        return max(0.0, seconds - check) / train
+        evaluated = table.EVALUATIONS * facts.validation_images * tta * table.EVALUATION_COST
+        return max(0.0, seconds - evaluated * _seconds_per_image(machine.speeds, size, False)) / train
 
-    can_shrink = "image_size" not in given
-    smaller = [size for size in reversed(table.SIZES) if table.SMALLEST_SIDE <= size < side] if can_shrink else []
-    any_size = given.get("model.name", "convnet") in ("convnet", "resnet")
+    smaller = [size for size in reversed(table.SIZES) if table.SMALLEST_SIDE <= size < side]
+    any_size = given.get("model.name", _MODEL) in _OF_ANY_SIZE
     can_stage = any_size and not {"progressive.sizes", "progressive.ends"} & given.keys()
     ways = [(side, False), *([(side, True)] if can_stage and side >= table.SMALLEST_SIDE else [])]
-    ways += [(size, can_stage) for size in smaller]
+    ways += [(size, can_stage) for size in smaller if "image_size" not in given]
     size, stages = next((way for way in ways if affordable(*way) >= wanted), ways[-1])
     possible = affordable(size, stages)
     epochs = min(possible, float(table.LONGEST * wanted))
@@ -284,15 +284,12 @@ def _seconds_per_image(speeds: Mapping[int, float], size: int, stages: bool) -> 
     return total
 
 
-def _weight_decay(facts: DataFacts, batch: int, steps: int, given: Mapping[str, Any]) -> tuple[float, str]:
-    rate = given.get("optimizer.learning_rate", table.LEARNING_RATE)
-    if given.get("schedule.scaling", "sqrt") == "sqrt":
-        rate *= math.sqrt(batch / given.get("schedule.reference_batch_size", table.REFERENCE_BATCH))
-    part = table.SHARE_OF_FEW if facts.images < table.FEW_IMAGES else table.AVERAGED_SHARE
-    decay = _two_digits(min(max(1 / (rate * part * steps), table.DECAYS[0]), table.DECAYS[1]))
-    if decay in table.DECAYS:
-        return decay, f"the {'least' if decay == table.DECAYS[0] else 'most'} that is chosen, at {steps:,} steps"
-    return decay, f"AdamW then averages over about {share(part, 0)} of {steps:,} steps (Wang and Aitchison 2024)"
+def _weight_decay(steps: int) -> tuple[float, str]:
+    most = steps / table.STEPS_OF_DECAY
+    if most < table.DECAY_PER_RUN:
+        return _two_digits(most), f"less than the usual {table.DECAY_PER_RUN:g}, for a run of {counted(steps, 'step')}"
+    part = share(1 / table.DECAY_PER_RUN, 0)
+    return table.DECAY_PER_RUN, f"AdamW then averages over about {part} of the run (Wang and Aitchison 2024)"
 
 
 def _resize(facts: DataFacts) -> tuple[str, str]:

@@ -142,7 +142,7 @@ class Advice(Callback):
         return size >= min(config.image_size, resolution.evaluation_size(config))
 
     def _overfitting_fixes(self) -> list[str]:
-        config = self._config
+        config, plan = self._config, self._plan
         fixes = [f"--config.augment.ops='{_AUGMENTATION}'"] * (not config.augment.ops)
-        fixes += ["--config.optimizer.weight_decay=0.05"] * (config.optimizer.weight_decay == 0)
+        fixes += ["--config.optimizer.weight_decay=0.05"] * (plan.weight_decay == 0)
         return [*fixes, "more images"]

@@ -63,8 +63,9 @@ class RunWriter(Callback):
             raise DataError(f"--workdir={self._run.path}: {name} cannot be written ({error.strerror}).") from None
 
     def on_rollback(self, training: Training) -> None:
-        """Drops what was written after the step that the run has gone back to."""
+        """Drops what was written after the step that the run has gone back to, and writes the config again."""
         self._write("metrics", self._go_back, training.step)
+        self._write("config.json", self._run.write_json, self._run.config, configs.to_json(training.config))
 
     def on_event(self, training: Training, name: str, details: Mapping[str, Any]) -> None:
         """Adds a line to events.jsonl."""

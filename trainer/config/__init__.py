@@ -27,12 +27,19 @@ from convoy.trainer.config.recipes import (
     check_length,
     configured,
     load_recipe,
-    overridden_durations,
+    overridden_fields,
     recipe_path,
     shipped_recipes,
 )
 from convoy.trainer.config.scaled import scaled
 from convoy.trainer.config.schema import default_config, fields, loss_text, to_json
+from convoy.trainer.config.virtual_replicas import (
+    changes_of_virtual_replicas,
+    check_change_of_virtual_replicas,
+    earlier_virtual_replicas_text,
+    possible_virtual_replicas,
+    with_virtual_replicas,
+)
 
 __all__ = [
     "AUTOMATIC",
@@ -40,19 +47,23 @@ __all__ = [
     "DEFAULT_RECIPE",
     "OPERATIONAL_FIELDS",
     "Plan",
+    "changes_of_virtual_replicas",
     "check",
+    "check_change_of_virtual_replicas",
     "check_field_names",
     "check_length",
     "configured",
     "default_config",
     "differences",
     "duration_in_steps",
+    "earlier_virtual_replicas_text",
     "fields",
     "learning_rate_of",
     "load_recipe",
     "loss_text",
     "mixing_steps",
-    "overridden_durations",
+    "overridden_fields",
+    "possible_virtual_replicas",
     "recipe_path",
     "resolve",
     "scaled",
@@ -62,4 +73,5 @@ __all__ = [
     "total_steps",
     "with_extension",
     "with_recorded_choices",
+    "with_virtual_replicas",
 ]

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ml_collections
@@ -76,6 +77,7 @@ RANGES = {
     "optimizer.epsilon": _POSITIVE,
     "optimizer.trust_coefficient": _POSITIVE,
     "optimizer.weight_decay": NON_NEGATIVE,
+    "optimizer.weight_decay_per_run": FINITE_NON_NEGATIVE,
     "optimizer.clip_norm": NON_NEGATIVE,
     "optimizer.beta_1": _FRACTION_BELOW_1,
     "optimizer.beta_2": _FRACTION_BELOW_1,
@@ -93,20 +95,22 @@ RANGES = {
     "model.backbone_rate": _FINITE_POSITIVE,
     "model.layer_decay": _POSITIVE_FRACTION,
 }
+# Fields that set the weight decay; only one of them may be above 0.
+DECAYS = ("optimizer.weight_decay", "optimizer.weight_decay_per_run")
 CHOICES = {
     "precision": ("auto", "float32", "bfloat16", "float16"),
     "xla": ("auto", "on", "off"),
     "shuffle": ("global", "striped"),
     "sampling": SAMPLINGS,
     "on_corrupt": ("raise", "substitute"),
-    "cache": ("auto", "none", "memory"),
+    "cache": ("auto", "none", "memory", "disk"),
     "resize": resolution.RESIZES,
     "early_stopping.mode": ("auto", "min", "max"),
     "schedule.scaling": SCALINGS,
     "model.instance_norm": ("auto", "on", "off"),
 }
 # Models of users may have loaded weights themselves.
-MODELS_WITHOUT_WEIGHTS = ("baseline_cnn", "convnet", "resnet", "keras_applications", "keras_hub")
+MODELS_WITHOUT_WEIGHTS = ("baseline_cnn", "convnet", "residual_convnet", "resnet", "keras_applications", "keras_hub")
 # Names of weights that are downloaded, with the models that have them.
 NAMED_WEIGHTS = {"imagenet": "keras_applications:NAME", "preset": "keras_hub:PRESET"}
 
@@ -129,19 +133,30 @@ def check(config: ml_collections.ConfigDict) -> None:
         require(value in choices, field, value, f"must be one of {', '.join(choices)}{suggestion}")
     has_end = config.steps > 0 or 0 < config.epochs < math.inf
     require(has_end, "epochs", config.epochs, "must be greater than 0 and finite unless config.steps is set")
+    each, per_run = (values[field] for field in DECAYS)
+    require(
+        not each or not per_run, DECAYS[0], each, f"config.{DECAYS[1]}={per_run} sets the same: set one of them to 0"
+    )
     boundaries = list(config.schedule.boundaries)
     in_range = all(isinstance(boundary, int | float) and 0 < boundary < 1 for boundary in boundaries)
     rising = in_range and boundaries == sorted(boundaries)
     require(rising, "schedule.boundaries", config.schedule.boundaries, "must be rising fractions of the run in (0, 1)")
-    extended = config.extended
+    extended, earlier = config.extended, config.earlier_virtual_replicas
     steps, lengths = ([0, *values] for values in (extended.steps, extended.lengths))
     is_possible = (
-        len(steps) == len(lengths)
-        and all(isinstance(value, int) for value in (*steps, *lengths))
-        and all(before < after for each in (steps, lengths) for before, after in itertools.pairwise(each))
+        _are_rising(steps)
+        and _are_rising(lengths)
+        and len(steps) == len(lengths)
         and all(step <= length for step, length in zip(steps, lengths, strict=True))
     )
-    require(is_possible, "extended", extended.to_dict(), "set by --extend; leave it as the run's config.json has it")
+    leave = "leave it as the run's config.json has it"
+    require(is_possible, "extended", extended.to_dict(), f"set by --extend; {leave}")
+    is_possible = (
+        _are_rising([0, *earlier.steps])
+        and len(earlier.steps) == len(earlier.numbers)
+        and all(isinstance(number, int) and number > 0 for number in earlier.numbers)
+    )
+    require(is_possible, "earlier_virtual_replicas", earlier.to_dict(), f"set by --virtual_replicas; {leave}")
     can_sample = config.sampling == "natural" or config.shuffle == "global"
     require(can_sample, "sampling", config.sampling, "set config.sampling=natural with config.shuffle=striped")
     if config.deterministic:
@@ -158,6 +173,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     SCHEDULES.check(config.schedule.name)
     resolution.check(config)
     parse_pipeline(config.augment.ops, image_size=config.image_size)
+
+
+def _are_rising(values: Sequence[object]) -> bool:
+    """Returns whether all values are integers, each above the one before."""
+    integers = [value for value in values if isinstance(value, int)]
+    return len(integers) == len(values) and all(before < after for before, after in itertools.pairwise(integers))
 
 
 def _check_named_weights(model: ml_collections.ConfigDict) -> None:

@@ -12,8 +12,9 @@ from convoy.core.errors import UsageError
 from convoy.core.registry import Found
 from convoy.core.text import joined
 from convoy.trainer.config.checks import FINITE_NON_NEGATIVE, check, check_range
-from convoy.trainer.config.extension import length_at
+from convoy.trainer.config.extension import length_at, spans
 from convoy.trainer.config.schedules import SCHEDULES, Schedule, check_schedule, learning_rate, scaled_peak
+from convoy.trainer.config.virtual_replicas import possible_virtual_replicas
 
 # Fields that the first start of a run sets according to its hardware and later starts keep, with the value that
 # leaves the choice to Convoy.
@@ -40,6 +41,7 @@ class Plan:
       histogram_every_steps: steps between histograms of the weights; 0: no histograms.
       freeze_steps: first steps, which train only the model's head.
       peak_learning_rate: peak rate after scaling with the global batch.
+      weight_decay: of the optimizer, from `weight_decay_per_run` if that is set.
       schedule: the schedule of the learning rate.
     """
 
@@ -58,6 +60,7 @@ class Plan:
     histogram_every_steps: int
     freeze_steps: int
     peak_learning_rate: float
+    weight_decay: float
     schedule: Found[Schedule] = dataclasses.field(
         default_factory=lambda: SCHEDULES.find("constant"), repr=False, compare=False
     )
@@ -118,23 +121,29 @@ def learning_rate_of(config: ml_collections.ConfigDict, plan: Plan, step: int) -
 
 
 def with_recorded_choices(config: ml_collections.ConfigDict, recorded: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """Returns a copy of `config` with the `AUTOMATIC` fields and the extensions of the run's earlier starts."""
+    """Returns a copy of `config` with the `AUTOMATIC` fields and the changes of length and virtual replicas so far.
+
+    The number of virtual replicas that the run began with also means the present one: commands and recipes keep it.
+    """
     config = config.copy_and_resolve_references()
+    first = recorded.get("earlier_virtual_replicas", {}).get("numbers", ())[:1]
     for field, automatic in AUTOMATIC.items():
-        if config[field] == automatic:
+        if config[field] == automatic or (field == "virtual_replicas" and config[field] in first):
             config[field] = recorded[field]
-    if not config.extended.steps:  # earlier versions recorded none
-        config.extended.update({name: tuple(values) for name, values in recorded.get("extended", {}).items()})
+    for section in ("extended", "earlier_virtual_replicas"):
+        if not config[section].steps:  # earlier versions recorded none
+            config[section].update({name: tuple(values) for name, values in recorded.get(section, {}).items()})
     return config
 
 
-def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int) -> Plan:
+def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int, resumes: bool = False) -> Plan:
     """Checks a config and returns the plan of the run.
 
     Args:
       config: a complete config.
       num_images: images of the training split, 1 or more.
       replicas: number of devices in all processes, R.
+      resumes: whether the run has begun, so that only `--virtual_replicas` changes their number.
 
     Raises:
       UsageError: a value is out of range, batch, virtual replicas and devices do not divide evenly, or a user's
@@ -145,9 +154,12 @@ def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int
     virtual = config.virtual_replicas or replicas
     if virtual % replicas:
         allowed = [str(r) for r in range(1, virtual + 1) if virtual % r == 0]
+        fix = "start a new run with another config.virtual_replicas"
+        if resumes and replicas in possible_virtual_replicas(config):
+            fix = f"continue with --virtual_replicas={replicas}, which changes the weights from this step on"
         raise UsageError(
             f"virtual_replicas={virtual} is not divisible by {replicas} devices: use {joined(allowed, 'or')} "
-            f"device{'s' if virtual > 1 else ''}, or start a new run with another config.virtual_replicas."
+            f"device{'s' if virtual > 1 else ''}, or {fix}."
         )
     if batch % virtual:
         below, above = batch // virtual * virtual, (batch // virtual + 1) * virtual
@@ -164,7 +176,14 @@ def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int
     steps_per_epoch = num_images / batch
     epoch_steps = max(1, round(steps_per_epoch))
     eval_every = duration_in_steps(config, "eval_every", **convert) or epoch_steps
+    steps = total_steps(config, num_images)
     schedule = config.schedule
+    peak = scaled_peak(
+        config.optimizer.learning_rate,
+        scaling=schedule.scaling,
+        batch_size=batch,
+        reference_batch_size=schedule.reference_batch_size,
+    )
     plan = Plan(
         num_images=num_images,
         replicas=replicas,
@@ -173,20 +192,26 @@ def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int
         replica_batch_size=batch // replicas,
         virtual_batch_size=batch // virtual,
         steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps(config, num_images),
+        total_steps=steps,
         warmup_steps=duration_in_steps(schedule, "warmup", **convert, section="schedule."),
         eval_every_steps=eval_every,
         checkpoint_every_steps=duration_in_steps(config, "checkpoint_every", **convert) or eval_every,
         log_every_steps=duration_in_steps(config, "log_every", **convert) or 20,
         histogram_every_steps=duration_in_steps(config, "histogram_every", **convert),
         freeze_steps=duration_in_steps(config.model, "freeze", **convert, section="model."),
-        peak_learning_rate=scaled_peak(
-            config.optimizer.learning_rate,
-            scaling=schedule.scaling,
-            batch_size=batch,
-            reference_batch_size=schedule.reference_batch_size,
-        ),
+        peak_learning_rate=peak,
+        weight_decay=_weight_decay(config.optimizer, peak, spans(config, steps)[0].length),
         schedule=SCHEDULES.find(schedule.name),
     )
     check_schedule(lambda step: learning_rate_of(config, plan, step), plan.schedule, plan.total_steps)
     return plan
+
+
+def _weight_decay(optimizer: Mapping[str, Any], peak: float, steps: int) -> float:
+    """Returns the weight decay of a run of so many steps; of an extended run, those it was started with.
+
+    Per run: AdamW averages over about 1 / (learning rate * decay) steps, best a fixed share of the run (Wang and
+    Aitchison 2024, "How to set AdamW's weight decay as you scale model and dataset size").
+    """
+    per_run = optimizer["weight_decay_per_run"]
+    return per_run / (peak * steps) if per_run else optimizer["weight_decay"]

@@ -15,7 +15,7 @@ from convoy.core.errors import UsageError, did_you_mean, failure
 from convoy.core.text import counted, one_line
 from convoy.core.user_code import first_on_path, located, run_file
 from convoy.trainer.config import renamed
-from convoy.trainer.config.checks import check
+from convoy.trainer.config.checks import DECAYS, check
 from convoy.trainer.config.schema import default_config, fields
 
 DEFAULT_RECIPE = "convnet"
@@ -127,10 +127,11 @@ def check_field_names(config: ml_collections.ConfigDict, names: list[str]) -> No
             raise UsageError(f"{_no_field(name, config)} `convoy train --print_config` lists all fields.")
 
 
-def overridden_durations(config: ml_collections.ConfigDict, given: Mapping[str, str]) -> list[str]:
-    """Returns the durations of a recipe that the command line sets in another unit.
+def overridden_fields(config: ml_collections.ConfigDict, given: Mapping[str, str]) -> list[str]:
+    """Returns the fields of a recipe that the command line replaces by setting the same in another way.
 
-    `eval_every_steps` on the command line overrides `eval_every_epochs` of a recipe, unless it is 0.
+    `eval_every_steps` on the command line overrides `eval_every_epochs` of a recipe, unless it is 0; `weight_decay`
+    overrides `weight_decay_per_run`, and the other way round.
 
     Args:
       config: the recipe.
@@ -142,6 +143,8 @@ def overridden_durations(config: ml_collections.ConfigDict, given: Mapping[str, 
         family = [base, *(f"{base}_{unit}" for unit in ("steps", "epochs", "images"))]
         if known.keys() >= set(family):
             found += [field for field in family if known[field] and field not in given and field not in found]
+    for name, other in (DECAYS, DECAYS[::-1]):
+        found += [other] * (name in given and other not in given and known[other] > 0)
     return found
 
 
@@ -183,7 +186,7 @@ def configured(name: str, given: Mapping[str, Any]) -> ml_collections.ConfigDict
     check_field_names(config, list(values))
     texts = {field: str(value) for field, value in values.items()}
     check_length(config, name, texts)
-    replaced = dict.fromkeys(overridden_durations(config, texts), 0)
+    replaced = dict.fromkeys(overridden_fields(config, texts), 0)
     if "epochs" in values and "steps" not in values:
         replaced["steps"] = 0
     for field, value in {**replaced, **values}.items():

@@ -11,6 +11,7 @@ def scaled(config: ml_collections.ConfigDict, share: float) -> ml_collections.Co
 
     Those in epochs are so by themselves. Those in steps and in images are multiplied, but are at least 1, so that
     warmup, evaluations and an extension come at the same parts of the run; not those between log lines and histograms.
+    All steps have the number of virtual replicas that the run has now.
 
     Args:
       config: complete.
@@ -26,6 +27,7 @@ def scaled(config: ml_collections.ConfigDict, share: float) -> ml_collections.Co
     config.steps = _times(config.steps, share)
     for name in list(config.extended):
         config.extended[name] = tuple(_times(value, share) for value in config.extended[name])
+    config.earlier_virtual_replicas.update({"steps": (), "numbers": ()})
     return config
 
 

@@ -46,7 +46,11 @@ _FIELDS: dict[str, Any] = {
         "draw small classes more often (`inverse_sqrt`), or all equally (`balanced`); needs `shuffle=global`",
     ),
     "on_corrupt": ("raise", "unusable records: `raise` ends the run, `substitute` uses other images in their place"),
-    "cache": ("none", "`memory`: keep decoded images that fit across epochs; `auto`: only if all of them fit easily"),
+    "cache": (
+        "none",
+        "keep decoded images across epochs: `memory`: those that fit; `auto`: only if all of them fit easily; `disk`: "
+        "on a local disk, also for later runs",
+    ),
     "keep_checkpoints": (3, "number of latest checkpoints to keep; the best one is kept too"),
     "metrics": ("", "metrics in addition to loss, top1, top5, macro_f1 and ece, comma-separated"),
     "measure_peak": (False, "measure the peak throughput of the devices, for the model FLOPs utilization"),
@@ -65,7 +69,7 @@ _FIELDS: dict[str, Any] = {
         "depth": (0, "resnet: 10, 14, 18, 26, 34, 50, 101 or 152; 0: 18"),
         "width": (0, "resnet: channels of the first stage, even; 0: 64"),
         "stochastic_depth": (0.0, "resnet: drop rate of the last block, proportionally less for earlier ones"),
-        "instance_norm": ("auto", "end early stages in instance normalization; `auto`: on for convnet, off for resnet"),
+        "instance_norm": ("auto", "end early stages in instance normalization; `auto`: off for resnet only"),
         **_duration("freeze", "first steps that train only the head, of a model with `weights`; all four 0: none"),
         "backbone_rate": (1.0, "learning rate of the backbone, as a factor of the head's"),
         "layer_decay": (1.0, "factor of the learning rate from each block of the backbone to the one before it"),
@@ -84,6 +88,10 @@ _FIELDS: dict[str, Any] = {
         "momentum": (0.9, "momentum: sgd, lars, muon"),
         "nesterov": (True, "Nesterov's momentum: sgd, muon"),
         "weight_decay": (0.0, "weight decay of all optimizers but adam; not applied to biases and normalizations"),
+        "weight_decay_per_run": (
+            0.0,
+            "above 0: `weight_decay` is this, divided by the peak learning rate and the steps of the run",
+        ),
         "trust_coefficient": (0.001, "lars: ratio of step norm to weight norm"),
         "clip_norm": (0.0, "largest norm of the gradient over all weights; larger ones are scaled; 0: no clipping"),
     },
@@ -125,6 +133,10 @@ _FIELDS: dict[str, Any] = {
     "extended": {
         "steps": ((), "steps at which `--extend` made the run longer; set by Convoy"),
         "lengths": ((), "lengths of the run until these steps; set by Convoy"),
+    },
+    "earlier_virtual_replicas": {
+        "steps": ((), "steps at which `--virtual_replicas` changed the number of virtual replicas; set by Convoy"),
+        "numbers": ((), "numbers of virtual replicas until these steps; set by Convoy"),
     },
 }
 

@@ -16,7 +16,7 @@ import ml_collections
 
 from convoy.core.cluster import Cluster
 from convoy.core.devices import Devices
-from convoy.core.errors import DataError
+from convoy.core.errors import DataError, UsageError
 from convoy.core.files import write_whole
 from convoy.core.reading import read_file
 from convoy.core.text import counted
@@ -24,6 +24,7 @@ from convoy.core.user_code import UserCode
 from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD, Folds, make_folds
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Data
+from convoy.input_pipeline.reading.pixel_store import DiskSpace
 from convoy.trainer.callbacks.callback import Callback, Training
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.interface import over_interface
@@ -61,6 +62,8 @@ def train_folds(
     recipe: UserCode | None = None,
     record_format: RecordFormat | None = None,
     extend: bool = False,
+    virtual_replicas: int | None = None,
+    cache_space: DiskSpace | None = None,
     command: str = "",
     owns_process: bool = False,
     say: Say,
@@ -81,6 +84,8 @@ def train_folds(
       recipe: as in `loop.train`.
       record_format: as in `loop.train`.
       extend: as in `loop.train`, of each fold's run.
+      virtual_replicas: must be None: it is that of all folds.
+      cache_space: as in `loop.train`.
       command: as in `loop.train`.
       owns_process: as in `loop.train`.
       say: shows a line to the user; called on the chief.
@@ -89,10 +94,16 @@ def train_folds(
       The content of RUN/result.json; that of a cross-validation which was asked to stop has `stop`, and is not written.
 
     Raises:
-      UsageError: as `loop.train`, or `workdir` has another number of folds.
+      UsageError: as `loop.train`, `workdir` has another number of folds, or the virtual replicas would change.
       DataError: as `loop.train`, or there are too few images.
       ConvoyError: the others of `loop.train`.
     """
+    if virtual_replicas is not None:
+        raise UsageError(
+            f"--virtual_replicas={virtual_replicas}: all folds of a cross-validation train with the same number. Use "
+            "devices that divide it, or start a new one in another --workdir with "
+            f"--config.virtual_replicas={virtual_replicas}."
+        )
     deadlines = deadlines or Deadlines()
     run, results = RunDirectory(workdir), list[dict[str, Any]]()
     with WorkerGroup(cluster, startup_seconds=deadlines.startup, workdir=workdir) as worker_group:
@@ -123,6 +134,7 @@ def train_folds(
                 callbacks=[*make_callbacks(), records],
                 recipe=recipe,
                 extend=extend,
+                cache_space=cache_space,
                 command=command,
                 owns_process=owns_process,
             )

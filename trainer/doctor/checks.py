@@ -57,6 +57,7 @@ class DoctorOptions:
     worker_index: int | None
     record_format: RecordFormat = RecordFormat()
     extend: bool = False
+    virtual_replicas: int | None = None
 
 
 def run_checks(options: DoctorOptions) -> bool:
@@ -111,6 +112,7 @@ class _DoctorRun:
                 strategy_name=self._options.strategy_name,
                 heartbeat_seconds=self._options.heartbeat_seconds,
                 extend=self._options.extend,
+                virtual_replicas=self._options.virtual_replicas,
             )
             with TfProbe(setup) as probe:
                 self._check_tensorflow(probe)

@@ -46,7 +46,8 @@ def check_plan(
         config = configs.with_recorded_choices(config, resume["choices"])
     elif resume:
         findings.append(ok("resume", "new-run", f"no checkpoint in {workdir}: new run", of_all=True))
-    return [*findings, _check_config(config, gathered, worker_group, num_images)]
+    resumes = resume is not None and resume["step"] is not None
+    return [*findings, _check_config(config, gathered, worker_group, num_images, resumes=resumes)]
 
 
 def _check_config(
@@ -54,6 +55,8 @@ def _check_config(
     gathered: Mapping[int, dict[str, Any]],
     worker_group: WorkerGroup,
     num_images: int | None,
+    *,
+    resumes: bool,
 ) -> DoctorFinding:
     counts = [other["count"] for other in gathered.values()]
     try:
@@ -63,7 +66,8 @@ def _check_config(
             return skipped("config", "devices-unknown", "not all workers' devices are known", of_all=True)
         if len(set(counts)) > 1:
             return skipped("config", "devices-differ", "the workers' devices differ", of_all=True)
-        plan = configs.resolve(config, num_images=num_images or config.batch_size, replicas=sum(counts))
+        num_images = num_images or config.batch_size
+        plan = configs.resolve(config, num_images=num_images, replicas=sum(counts), resumes=resumes)
     except UsageError as error:
         return failed("config", "bad-config", str(error), of_all=True)
     text = (

@@ -52,6 +52,7 @@ class Setup:
       heartbeat_seconds: silence after which a worker counts as lost.
       record_format: of `data`.
       extend: value of `--extend`.
+      virtual_replicas: value of `--virtual_replicas`.
     """
 
     config: ml_collections.ConfigDict | None
@@ -62,6 +63,7 @@ class Setup:
     heartbeat_seconds: float
     record_format: RecordFormat = RecordFormat()
     extend: bool = False
+    virtual_replicas: int | None = None
 
 
 class TfProbe:
@@ -211,10 +213,11 @@ def _resume(setup: Setup) -> dict[str, Any] | None:
         metadata = checkpoint[1] if checkpoint else None
         if metadata:
             found["step"] = metadata["step"]
-            found["choices"] = {field: metadata["config"][field] for field in configs.AUTOMATIC}
+            found["choices"] = metadata["config"]
         if setup.data:
-            dataset = open_dataset(setup.data, setup.record_format)
-            resumed_config(metadata, setup.config, dataset, run, extend=setup.extend)
+            dataset, number = open_dataset(setup.data, setup.record_format), setup.virtual_replicas
+            resumed = resumed_config(metadata, setup.config, dataset, run, extend=setup.extend, virtual_replicas=number)
+            found["choices"] = configs.to_json(resumed)
     except (ConvoyError, OSError) as error:
         found["problem"] = str(error)
     return found

@@ -83,6 +83,7 @@ def prepare_trial(
     if virtual_batch_size:
         config.batch_size = virtual_batch_size * (config.virtual_replicas or replicas)
     plan = configs.resolve(config, num_images=split.num_images, replicas=replicas)
+    config.optimizer.weight_decay = plan.weight_decay
     objective = training_objective(config, dataset)
     runtime = make_runtime(config, strategy, num_classes=dataset.num_classes, class_names=dataset.class_names)
     step = make_train_step(config, plan, runtime, objective)

@@ -99,7 +99,7 @@ def measure_learning_curve(
         )
     of_fraction = {name: configs.scaled(config, count / images[-1]) for name, count in zip(views, images, strict=False)}
     for name in views:
-        _check_same_length(run, RunDirectory(run.fraction(name)), of_fraction[name])
+        _check_same_plan(run, RunDirectory(run.fraction(name)), of_fraction[name])
     finished: list[tuple[RunDirectory, View]] = []
     for name, view in views.items():
         fraction, count = RunDirectory(run.fraction(name)), _training_images(view)
@@ -172,15 +172,17 @@ def _chosen_split(name: str, dataset: Dataset) -> str:
     )
 
 
-def _check_same_length(run: RunDirectory, fraction: RunDirectory, config: ml_collections.ConfigDict) -> None:
-    """Raises a UsageError if the run of a fraction was begun with another length than the run has now."""
+def _check_same_plan(run: RunDirectory, fraction: RunDirectory, config: ml_collections.ConfigDict) -> None:
+    """Raises a UsageError if the run of a fraction was begun with another length or V than the run has now."""
     if not fraction.config.exists():
         return
     before, now = fraction.read_config(), configs.to_json(config)
-    if any(before.get(field, now[field]) != now[field] for field in ("epochs", "steps", "extended")):
+    if any(
+        before.get(field, now[field]) != now[field] for field in ("epochs", "steps", "extended", "virtual_replicas")
+    ):
         raise UsageError(
-            f"--learning_curve: {fraction.path} was trained before {run.path} got another length. Remove "
-            f"{fraction.path.parent} to train it again."
+            f"--learning_curve: {fraction.path} was trained before {run.path} got another length or number of virtual "
+            f"replicas. Remove {fraction.path.parent} to train it again."
         )
 
 

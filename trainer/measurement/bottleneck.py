@@ -146,7 +146,7 @@ class BottleneckAnalyzer:
           cores_busy: mean number of CPU cores this process uses. If most cores are busy, decoding limits the input,
             else storage.
         """
-        fixes = ["--config.cache=memory"] * (self._config.cache != "memory")
+        fixes = ["--config.cache=memory"] * (self._config.cache not in ("memory", "disk"))
         if self._is_busy(cores_busy):
             is_raw = self._dataset.manifest.get("settings", {}).get("encoding") == "raw"
             return [*fixes, "more cores" if is_raw else "`convoy convert` with --encoding=raw"]

@@ -1,4 +1,4 @@
-"""Builds models by name: three built-in ones, `keras.applications`, Keras Hub, and functions of users.
+"""Builds models by name: four built-in ones, `keras.applications`, Keras Hub, and functions of users.
 
     built = build_model("baseline_cnn", num_classes=42, image_size=64)
     logits = built.model(built.scale_pixels(images))
@@ -16,22 +16,22 @@ import tensorflow as tf
 from convoy.core.errors import UsageError
 from convoy.core.registry import Found
 from convoy.trainer.models.applications import application
-from convoy.trainer.models.built_in import baseline_cnn, convnet
+from convoy.trainer.models.built_in import baseline_cnn, convnet, residual_convnet
 from convoy.trainer.models.from_users import APPLICATIONS, MODELS, model_from_user, unit_scale
 from convoy.trainer.models.hub import HUB, PRESET, hub_model
 from convoy.trainer.models.pretrained import load_pretrained
 from convoy.trainer.models.resnet import resnet
 from convoy.trainer.tf_compat.layers import with_fast_layers
 
-for _name, _function in (("baseline_cnn", baseline_cnn), ("convnet", convnet), ("resnet", resnet)):
-    MODELS.register(_name)(_function)
+for _function in (baseline_cnn, convnet, residual_convnet, resnet):
+    MODELS.register(_function.__name__)(_function)
 # The models that have each option.
 _OPTIONS = {
     "depth": ("resnet",),
     "width": ("resnet",),
     "stochastic_depth": ("resnet",),
-    "dropout": ("convnet", "resnet"),
-    "instance_norm": ("convnet", "resnet"),
+    "dropout": ("convnet", "residual_convnet", "resnet"),
+    "instance_norm": ("convnet", "residual_convnet", "resnet"),
 }
 
 

@@ -50,20 +50,39 @@ def convnet(num_classes: int, image_size: int, *, dropout: float = 0.2, instance
     Raises:
       ValueError: the images are too small.
     """
+    return _convnet(num_classes, image_size, dropout, instance_norm, shortcuts=False)
+
+
+def residual_convnet(
+    num_classes: int, image_size: int, *, dropout: float = 0.2, instance_norm: bool = True
+) -> keras.Model:
+    """Returns `convnet` with a shortcut around the second convolution of each stage.
+
+    He et al. 2016, "Deep residual learning for image recognition". Arguments and errors are those of `convnet`.
+    """
+    return _convnet(num_classes, image_size, dropout, instance_norm, shortcuts=True)
+
+
+def _convnet(num_classes: int, image_size: int, dropout: float, instance_norm: bool, *, shortcuts: bool) -> keras.Model:
     if image_size < 8:
         raise ValueError("three stages halve the image, so config.image_size must be at least 8.")
     inputs = x = layers.Input((None, None, 3))
     for stage, filters in enumerate((32, 64, 128, 256), start=1):
         x = _conv(x, filters, f"{stage}a")
-        x = _batch_norm_relu(x, f"{stage}a")
-        x = _conv(x, filters, f"{stage}b")
-        if instance_norm and stage <= 2:
+        x = layers.BatchNormalization(momentum=0.9, name=f"norm{stage}a")(x)
+        x = layers.Activation("relu", name=f"relu{stage}a")(x)
+        y = _conv(x, filters, f"{stage}b")
+        per_image = instance_norm and stage <= 2
+        if shortcuts or not per_image:
+            y = layers.BatchNormalization(momentum=0.9, name=f"norm{stage}b")(y)
+        x = layers.Add(name=f"add{stage}")([x, y]) if shortcuts else y
+        if per_image:
             x = layers.MaxPooling2D(2, name=f"pool{stage}")(x)
-            x = layers.GroupNormalization(groups=-1, name=f"norm{stage}b")(x)
-            x = layers.Activation("relu", name=f"relu{stage}b")(x)
-        else:
-            x = _batch_norm_relu(x, f"{stage}b")
-            x = layers.MaxPooling2D(2, name=f"pool{stage}")(x) if stage < 4 else x
+            # The names are in variable paths, and so in checkpoint keys: do not change them.
+            x = layers.GroupNormalization(groups=-1, name=f"instance_norm{stage}" if shortcuts else f"norm{stage}b")(x)
+        x = layers.Activation("relu", name=f"relu{stage}b")(x)
+        if not per_image and stage < 4:
+            x = layers.MaxPooling2D(2, name=f"pool{stage}")(x)
     x = layers.GlobalAveragePooling2D(name="average")(x)
     x = layers.Dropout(dropout, name="drop")(x) if dropout > 0 else x
     return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="convnet")
@@ -90,8 +109,3 @@ def _conv(x: keras.KerasTensor, filters: int, name: str) -> keras.KerasTensor:
     return layers.Conv2D(
         filters, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"conv{name}"
     )(x)
-
-
-def _batch_norm_relu(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
-    x = layers.BatchNormalization(momentum=0.9, name=f"norm{name}")(x)
-    return layers.Activation("relu", name=f"relu{name}")(x)

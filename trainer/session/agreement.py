@@ -128,16 +128,21 @@ def agree_on_checkpoint(
                     f"but {worker_group.address(0)} finds none. All workers must share one --workdir."
                 )
         return None
-    own = {"weights_sha256": None, "problem": ""}
+    own = {"weights_sha256": None, "virtual_replicas": None, "problem": ""}
     try:
         chosen = chosen or _load_when_visible(store, step)
         own["weights_sha256"] = chosen[1]["weights_sha256"]
+        own["virtual_replicas"] = chosen[1].get("config", {}).get("virtual_replicas")
     except ConvoyError as error:
         own["problem"] = str(error)
     restored = worker_group.exchange("restored", own, seconds=2 * _VISIBLE_SECONDS)
     for rank, other in enumerate(restored):
-        if other["problem"] or other["weights_sha256"] != restored[0]["weights_sha256"]:
-            reason = other["problem"] or f"its step {step} has different weights ({other['weights_sha256'][:12]})."
+        reason = other["problem"]
+        if not reason and other["weights_sha256"] != restored[0]["weights_sha256"]:
+            reason = f"its step {step} has different weights ({other['weights_sha256'][:12]})."
+        elif not reason and other["virtual_replicas"] != restored[0]["virtual_replicas"]:
+            reason = f"its step {step} has {other['virtual_replicas']} virtual replicas."
+        if reason:
             raise DataError(
                 f"{worker_group.address(rank)} cannot resume from step {step} of {worker_group.address(0)}: {reason} "
                 "All workers must share one --workdir."

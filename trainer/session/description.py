@@ -18,7 +18,7 @@ from convoy.input_pipeline.dataset.open import Dataset
 from convoy.input_pipeline.dataset.views import View
 from convoy.trainer.cluster.strategy import runs_on_gpu
 from convoy.trainer.cluster.worker_group import WorkerGroup
-from convoy.trainer.config import Plan, loss_text, resolution
+from convoy.trainer.config import Plan, earlier_virtual_replicas_text, loss_text, resolution
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.runtime import Runtime
 from convoy.trainer.step.freezing import training_phases
@@ -135,6 +135,7 @@ def header_rows(
     if worker_group.num_workers > 1:
         rows["devices"] += f" on each of {worker_group.num_workers} workers"
     rows["replicas"] = f"{plan.replicas}, virtual replicas {plan.virtual_replicas}"
+    rows["replicas"] += earlier_virtual_replicas_text(config)
     rows["batch"] = (
         f"{plan.global_batch_size} global, {plan.replica_batch_size} per device, "
         f"{plan.virtual_batch_size} per virtual replica"
@@ -176,7 +177,8 @@ def _optimizer_text(config: ml_collections.ConfigDict, plan: Plan) -> str:
             f", scaled ({schedule.scaling}) from {config.optimizer.learning_rate:g} "
             f"at batch {schedule.reference_batch_size}"
         )
-    return f"{config.optimizer.name}, {peak}, {schedule.name}"
+    decay = f", weight decay {plan.weight_decay:.3g}" if plan.weight_decay else ""
+    return f"{config.optimizer.name}, {peak}, {schedule.name}{decay}"
 
 
 def _strategy_name(strategy: tf.distribute.Strategy) -> str:

@@ -21,6 +21,7 @@ from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Data, Dataset, open_dataset
 from convoy.input_pipeline.dataset.storage import is_remote
+from convoy.input_pipeline.dataset.views import View
 from convoy.trainer import config as configs
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.interface import over_interface
@@ -113,6 +114,7 @@ def prepare(
     recipe: UserCode | None = None,
     record_format: RecordFormat | None = None,
     extend: bool = False,
+    virtual_replicas: int | None = None,
 ) -> TrainingSession:
     """Opens dataset and run, waits for the other workers, agrees with them, builds the model and restores it.
 
@@ -141,7 +143,7 @@ def prepare(
         config=configs.to_json(config),
         dataset=dataset_identity(dataset),
         versions=versions(),
-        flags={"extend": extend},
+        flags={"extend": extend, "virtual_replicas": virtual_replicas},
     )
     with run.removed_on_refusal():
         # Lock the run before reading it: after a restart, the chief of the previous attempt may still be writing, and
@@ -152,7 +154,8 @@ def prepare(
         checkpoint = agree_on_checkpoint(worker_group, store)
         if checkpoint:
             dataset = as_read_by_run(dataset, checkpoint[1]["dataset"], run)
-        config = resumed_config(checkpoint[1] if checkpoint else None, config, dataset, run, extend=extend)
+        metadata = checkpoint[1] if checkpoint else None
+        config = resumed_config(metadata, config, dataset, run, extend=extend, virtual_replicas=virtual_replicas)
         with _deadline(deadlines.startup) if cluster else contextlib.nullcontext():
             if config.deterministic:
                 set_cpu_threads(config.deterministic_threads)
@@ -168,12 +171,15 @@ def prepare(
                 )
             check_augmentation(config)
             num_images = dataset.split("train").num_images
-            plan = configs.resolve(config, num_images=num_images, replicas=strategy.num_replicas_in_sync)
+            resumes = bool(checkpoint) and not isinstance(dataset, View)  # parts of a dataset: folds, fractions
+            replicas = strategy.num_replicas_in_sync
+            plan = configs.resolve(config, num_images=num_images, replicas=replicas, resumes=resumes)
             objective = training_objective(config, dataset)
             operations = parse_pipeline(config.augment.ops, image_size=config.image_size).pieces
             named = {"schedule": plan.schedule, **objective.found}
             named |= {f"operation-{number}": found for number, found in enumerate(operations)}
             to_build = config.copy_and_resolve_references()
+            to_build.optimizer.weight_decay = plan.weight_decay
             if checkpoint:  # it replaces them
                 to_build.model.update({"weights": "", "name": kept_preset(run, config.model.name)})
             else:
@@ -205,8 +211,9 @@ def prepare(
                 built = {MODEL: runtime.built.found} if runtime.built.found else {}
                 keep_code(run, {**built, **named}, recipe, runtime.built.preset)
             worker_group.exchange("ready")
-    metadata = checkpoint[1] if checkpoint else {}
-    return TrainingSession(config, plan, dataset, run, store, runtime, worker_group, objective, identity, metadata)
+    return TrainingSession(
+        config, plan, dataset, run, store, runtime, worker_group, objective, identity, metadata or {}
+    )
 
 
 def open_training_data(
@@ -244,6 +251,11 @@ def open_training_data(
         raise UsageError(
             f"--data={dataset.directory}: a source is read by index, and config.shuffle=striped reads windows of "
             "shards. Pass --config.shuffle=global."
+        )
+    if split.source and config.cache == "disk":
+        raise UsageError(
+            f"--data={dataset.directory}: config.cache=disk keeps images for later runs, and a source does not state "
+            "whether its images have changed. Pass --config.cache=memory."
         )
     if is_remote(dataset.directory) and config.shuffle == "global":
         raise UsageError(

@@ -26,8 +26,9 @@ def resumed_config(
     run: RunDirectory,
     *,
     extend: bool = False,
+    virtual_replicas: int | None = None,
 ) -> ml_collections.ConfigDict:
-    """Returns the config to train with: what earlier starts of the run chose is kept, and an extension is recorded.
+    """Returns the config to train with: what earlier starts of the run chose is kept, and changes are recorded.
 
     Args:
       metadata: the checkpoint's metadata; None if the run has no checkpoint.
@@ -35,18 +36,32 @@ def resumed_config(
       dataset: the dataset to train on.
       run: the run directory.
       extend: whether the run may become longer.
+      virtual_replicas: the number of virtual replicas from this step on; None for that of the checkpoint.
 
     Raises:
-      UsageError: the checkpoint was written with a different config, or there is nothing to extend.
+      UsageError: the checkpoint was written with a different config, there is nothing to extend or to change, or the
+        run cannot have this number of virtual replicas.
       DataError: the checkpoint was written with a different dataset.
     """
     if metadata is None:
         if extend:
             raise UsageError(f"--extend: {run.path} has no checkpoint. Pass the --workdir of a run, or no --extend.")
+        if virtual_replicas is not None:
+            raise UsageError(
+                f"--virtual_replicas={virtual_replicas}: {run.path} has no checkpoint. Pass the --workdir of a run, or "
+                f"--config.virtual_replicas={virtual_replicas} for a new one."
+            )
+        if config.earlier_virtual_replicas.steps:
+            raise UsageError(
+                f"config.earlier_virtual_replicas={config.earlier_virtual_replicas.to_dict()}: a new run has the same "
+                "number from its first step on. Leave the field empty."
+            )
         return config
     recorded = renamed.modernized(_with_moved_weights(_with_moved_files(metadata, config), metadata, config))
     step = metadata["step"]
     config = configs.with_recorded_choices(config, recorded)
+    if config.virtual_replicas == virtual_replicas:
+        config.virtual_replicas = recorded["virtual_replicas"]
     changed = configs.differences(recorded, configs.to_json(config))
     others = [text for text in changed if not text.startswith(_LENGTH)]
     images = dataset.split("train").num_images
@@ -54,7 +69,7 @@ def resumed_config(
     if others or after < before or (after > before and not extend):
         raise UsageError(
             f"--workdir={run.path}: step {step} was trained with a different config: {'; '.join(changed)}. "
-            f"{_ways_on(run, before, after, others)}"
+            f"{_ways_on(run, before, after, others, config)}"
         )
     shuffle = metadata["config"].get("shuffle") or metadata["config"].get("order")
     if shuffle in renamed.VALUES["shuffle"] and step < after:
@@ -68,11 +83,18 @@ def resumed_config(
             f"--workdir={run.path}: step {step} was trained on a different dataset than "
             f"{dataset.directory}: {'; '.join(changed)}. Pass the same --data to resume, or another --workdir."
         )
+    if virtual_replicas not in (None, config.virtual_replicas):
+        configs.check_change_of_virtual_replicas(config, virtual_replicas)
+        config = configs.with_virtual_replicas(config, virtual_replicas, step=step)
     return config if after == before else configs.with_extension(config, before=before, step=step)
 
 
-def _ways_on(run: RunDirectory, before: int, after: int, others: list[str]) -> str:
+def _ways_on(run: RunDirectory, before: int, after: int, others: list[str], config: ml_collections.ConfigDict) -> str:
     """Returns how to go on when a config differs, as sentences."""
+    number = config.virtual_replicas
+    only_number = len(others) == 1 and others[0].startswith("virtual_replicas:")
+    if only_number and number in configs.possible_virtual_replicas(config):
+        return f"Pass --virtual_replicas={number} to change it from this step on, the same config, or {_new_run(run)}."
     if others:
         return f"Pass the same config to resume (only longer, with --extend), or {_new_run(run)}."
     if after < before:

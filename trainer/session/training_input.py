@@ -10,7 +10,7 @@ the order where the previous one stopped.
 """
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import ml_collections
 import numpy as np
@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.dataset.open import Split
-from convoy.input_pipeline.reading.cache import make_cache
+from convoy.input_pipeline.reading.cache import PixelCache, make_cache
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import Batch, Reader
 from convoy.input_pipeline.reading.sampler import Sampler
@@ -40,8 +40,17 @@ class TrainingInput:
         plan: Plan,
         strategy: tf.distribute.Strategy,
         worker_group: WorkerGroup,
+        disk_cache: Callable[[Crop], PixelCache | None] | None = None,
     ):
         """Opens the shards.
+
+        Args:
+          split: what to train on.
+          config: complete.
+          plan: the plan of the run.
+          strategy: the devices.
+          worker_group: the workers.
+          disk_cache: opens the cache of `config.cache=disk` for a way to crop; without it there is none.
 
         Raises:
           DataError: a shard cannot be opened.
@@ -51,13 +60,14 @@ class TrainingInput:
         self._plan = plan
         self._strategy = strategy
         self._worker_group = worker_group
+        self._disk_cache = disk_cache
         self._seed = config.seed
         self._slice = batch_slice(strategy, worker_group.rank, plan.global_batch_size)
         stripes = None
         if config.shuffle == "striped":
             stripes = make_stripes(
                 split,
-                virtual_replicas=plan.virtual_replicas,
+                virtual_replicas=(*config.earlier_virtual_replicas.numbers, plan.virtual_replicas)[0],
                 global_batch_size=plan.global_batch_size,
                 window_size=config.shuffle_window_size,
             )
@@ -121,22 +131,27 @@ class TrainingInput:
     def _new_reader(self, size: int) -> Reader:
         config = self._config
         pipeline = parse_pipeline(config.augment.ops, image_size=config.image_size)
-        # Each size has its own cache. One used for an epoch or less would be filled but never read.
+        crop = Crop(size, *pipeline.scale, config.resize)
+        # Each size has its own cache. One in memory used for an epoch or less would be filled but never read.
         steps = sum(
             s.end_step - s.first_step for s in resolution.stages(config, self._plan.total_steps) if s.size == size
         )
-        cache = config.cache if steps > self._plan.steps_per_epoch else "none"
-        return Reader(
-            self._split,
-            Crop(size, *pipeline.scale, config.resize),
-            draws=pipeline.draws,
-            sampler=self._sampler,
-            on_corrupt=config.on_corrupt,
-            cache=make_cache(
-                cache,
+        cache: PixelCache | None
+        if config.cache == "disk":
+            cache = self._disk_cache(crop) if self._disk_cache else None
+        else:
+            cache = make_cache(
+                config.cache if steps > self._plan.steps_per_epoch else "none",
                 num_images=self._split.num_images,
                 random_crops=pipeline.crops,
                 processes=self._worker_group.processes_here,
-            ),
+            )
+        return Reader(
+            self._split,
+            crop,
+            draws=pipeline.draws,
+            sampler=self._sampler,
+            on_corrupt=config.on_corrupt,
+            cache=cache,
             operations=pipeline.host,
         )

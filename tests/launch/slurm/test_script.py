@@ -197,14 +197,14 @@ class TestStepCommand:
         outside = step_environment(self.ALLOCATION, environment)
         assert outside == {**expected, "SLURM_CPU_BIND_LIST": "0x1", "SLURM_STEP_ID": "0"}
 
-    def test_mounts_run_and_data_in_a_pyxis_container(self, monkeypatch):
+    def test_mounts_the_folders_of_the_command_in_a_pyxis_container(self, monkeypatch):
         monkeypatch.setattr("os.getcwd", lambda: "/proj")
-        train = ["train", "--data=/data", "--workdir=run"]
+        train = ["train", "--data=/data", "--workdir=run", "--cache_dir=/local/nvme"]
         worker = worker_command(train, "registry#convoy:1", grace_seconds=9)
         command = step_command(self.ALLOCATION, "name", worker, train, "registry#convoy:1")
         assert command[command.index("--gpu-bind=none") + 1 :] == [
             "--container-image=registry#convoy:1",
-            "--container-mounts=/proj:/proj,/proj/run:/proj/run,/data:/data",
+            "--container-mounts=/proj:/proj,/proj/run:/proj/run,/data:/data,/local/nvme:/local/nvme",
             "--container-workdir=/proj",
             *("convoy", "launch", "worker", "--noshow", "--grace_seconds=9", "--", *train),
         ]

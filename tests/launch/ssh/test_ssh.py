@@ -248,6 +248,9 @@ class TestUnusableHosts:
         launch = machines.launch(command=("--devices=cpu:2",))
         assert launch.wait() == 2, launch.output
         assert "R=4 devices (a 2, b 2)" in launch.output and "V=3 virtual replicas" in launch.output
+        launch = machines.launch(command=("--devices=cpu:2", "--virtual_replicas=4"))
+        assert launch.wait() == 0, launch.output
+        assert "R=4 for V=4" in launch.output
 
     @pytest.mark.slow
     def test_silent_host_is_left_out(self, machines, silent_server):

@@ -125,9 +125,10 @@ def agree_with(everyone, rank, kind=UsageError, **different):
     return refusal(everyone, agree, kind)
 
 
-def save(store, step, seed=0):
+def save(store, step, seed=0, virtual_replicas=2):
     values = {"model/dense/kernel": np.random.default_rng(seed).normal(size=(4, 3)).astype(np.float32)}
-    store.save(values, step=step, metadata={"weights_sha256": f"{seed:064x}"})
+    metadata = {"weights_sha256": f"{seed:064x}", "config": {"virtual_replicas": virtual_replicas}}
+    store.save(values, step=step, metadata=metadata)
 
 
 class TestTheRun:
@@ -244,6 +245,14 @@ class TestTheCheckpoint:
         )
         assert error.startswith(f"{everyone[0].address(1)} ") and "step 6" in error
         assert f"{1:064x}"[:12] in error
+
+    def test_different_virtual_replicas_at_the_same_step_are_refused_by_all(self, everyone, stores):
+        for rank, store in enumerate(stores):
+            save(store, 6, virtual_replicas=8 if rank == 2 else 2)
+        error = refusal(
+            everyone, lambda worker_group: agree_on_checkpoint(worker_group, stores[worker_group.rank]), DataError
+        )
+        assert error.startswith(f"{everyone[0].address(2)} ") and "8 virtual replicas" in error
 
     def test_all_damaged_is_refused_by_all(self, everyone, stores):
         save(stores[0], 6)

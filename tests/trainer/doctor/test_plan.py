@@ -53,6 +53,13 @@ def test_resumed_run_keeps_precision():
     assert "virtual replicas 4" in found[1].text
 
 
+def test_devices_that_do_not_divide_are_refused_with_the_flag_of_a_run_that_has_begun():
+    resume = {"step": 40, "problem": "", "choices": {"virtual_replicas": 3, "precision": "float32"}}
+    flag = "--virtual_replicas=2"
+    assert flag in findings(worker(), worker(), resume=resume)[1].text
+    assert flag not in findings(worker(virtual_replicas=3), worker(virtual_replicas=3), virtual_replicas=3)[0].text
+
+
 @pytest.mark.parametrize(
     ("counts", "code"),
     [((0, 2), "devices-unknown"), ((0, 0), "devices-unknown"), ((2,), "devices-unknown"), ((1, 2), "devices-differ")],

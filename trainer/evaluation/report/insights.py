@@ -160,13 +160,17 @@ def _generalization(history: History, evaluation: Evaluation) -> Iterator[Findin
 def _stronger_augmentation(history: History) -> str:
     """Returns advice on augmentation and regularization that the run does not follow already."""
     config = history.config
-    ops, decay = config.get("augment", {}).get("ops"), config.get("optimizer", {}).get("weight_decay")
+    ops, optimizer = config.get("augment", {}).get("ops"), config.get("optimizer", {})
     mixes = any(config.get("mix", {}).get(name) for name in ("mixup", "cutmix"))
     advice = [
         "stronger config.augment.ops" if ops else "augmentation (--config.augment.ops='crop(scale=0.7..1) | flip')"
     ]
     advice += [] if mixes else ["--config.mix.mixup=0.2"]
-    advice += [] if decay else ["--config.optimizer.weight_decay=0.05"]
+    advice += (
+        []
+        if optimizer.get("weight_decay") or optimizer.get("weight_decay_per_run")
+        else ["--config.optimizer.weight_decay=0.05"]
+    )
     return joined(advice, "or")
 
 
@@ -271,7 +275,7 @@ def _speed(history: History) -> Iterator[Finding]:
         return
     if wait_pct > INPUT_BOUND_PCT:
         text = f"Input-bound: {wait_pct:.0f} % of step time is spent waiting for images."
-        cache = "--config.cache=memory, " if history.config.get("cache") != "memory" else ""
+        cache = "" if history.config.get("cache") in ("memory", "disk") else "--config.cache=memory, "
         fix = f"Try {cache}`convoy convert` with --encoding=raw or a smaller --image_size, or more CPU cores."
         yield Finding(Severity.WARNING, "input-bound", text, fix, "speed")
     else:

@@ -19,7 +19,7 @@ from convoy.core.files import write_whole
 from convoy.core.finding import Severity
 from convoy.core.html.templates import shown
 from convoy.core.text import counted, share
-from convoy.trainer.config import loss_text
+from convoy.trainer.config import earlier_virtual_replicas_text, loss_text
 from convoy.trainer.evaluation.report.analysis import ClassRow
 from convoy.trainer.evaluation.report.history import History
 from convoy.trainer.evaluation.report.insights import AnyEvaluated, derive_insights
@@ -161,11 +161,10 @@ def _procedure(config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str
     optimizer, schedule = config["optimizer"], config["schedule"]
     rows = {
         "loss": loss_text(config),
-        "optimizer": f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, weight decay "
-        f"{optimizer['weight_decay']:g}",
+        "optimizer": f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, " + _weight_decay(optimizer),
         "schedule": f"{schedule['name']}, scaling {schedule['scaling']}",
         "global batch": f"{counted(config['batch_size'], 'image')} in "
-        f"{counted(config['virtual_replicas'], 'virtual replica')}",
+        f"{counted(config['virtual_replicas'], 'virtual replica')}{earlier_virtual_replicas_text(config)}",
         "augmentation": config["augment"].get("ops") or "none",
         "mixing": _mixing(config.get("mix", {})),
         "class sampling": config.get("sampling", "natural"),
@@ -182,6 +181,11 @@ def _procedure(config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str
             "training time since the last start": f"{hours:.2f} h on {counted(result['replicas'], 'device')}",
         }
     return rows
+
+
+def _weight_decay(optimizer: Mapping[str, Any]) -> str:
+    per_run = optimizer.get("weight_decay_per_run")
+    return f"weight decay per run {per_run:g}" if per_run else f"weight decay {optimizer['weight_decay']:g}"
 
 
 def _mixing(mix: Mapping[str, float]) -> str:
