@@ -180,17 +180,21 @@ class Reader:
           RecordError: a record is damaged or its image cannot be decoded; names shard, offset and image index.
           ConvoyError: the file system fails.
         """
+        return self._decoded(indices)
+
+    def seen(self, indices: np.ndarray) -> np.ndarray:
+        """Returns images as evaluation sees them, [n, size, size, 3] uint8; arguments and errors as `images`."""
+        crop = self._crop.whole
+        return np.stack([resize(tf.constant(image), crop).numpy() for image in self._decoded(indices, crop)])
+
+    def _decoded(self, indices: np.ndarray, crop: Crop | None = None) -> list[np.ndarray]:
         try:
-            return self._records.images(indices)
+            return self._records.images(indices, crop)
         except tf.errors.OpError:
             with contextlib.closing(self._records.problems(np.asarray(indices))) as problems:
                 if problem := next(problems, None):
                     raise problem from None
             raise
-
-    def seen(self, indices: np.ndarray) -> np.ndarray:
-        """Returns images as evaluation sees them, [n, size, size, 3] uint8; arguments and errors as `images`."""
-        return np.stack([resize(tf.constant(image), self._crop).numpy() for image in self.images(indices)])
 
     def explain(self) -> ConvoyError | None:
         """Returns the error that ended an iteration with a `tf.errors.OpError`; None if this split did not cause it.

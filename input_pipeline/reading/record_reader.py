@@ -24,7 +24,7 @@ from convoy.input_pipeline.dataset.storage import Shards
 from convoy.input_pipeline.images.kinds import not_decoded_in_training
 from convoy.input_pipeline.images.pixels import refused_size
 from convoy.input_pipeline.reading.cache import PixelCache
-from convoy.input_pipeline.reading.decode import decode, parse_records
+from convoy.input_pipeline.reading.decode import Crop, decode, parse_records
 from convoy.input_pipeline.reading.order import Stripes
 from convoy.input_pipeline.reading.substitutes import Substitutes
 from convoy.input_pipeline.reading.windows import RangeReader
@@ -114,18 +114,20 @@ class RecordReader:
             payloads[place] = payload
         return used, payloads, cached
 
-    def images(self, indices: np.ndarray) -> list[np.ndarray]:
+    def images(self, indices: np.ndarray, crop: Crop | None = None) -> list[np.ndarray]:
         """Returns whole images, each [height, width, 3] uint8.
 
         Args:
           indices: [n] integers in [0, num_images).
+          crop: what they are decoded for; None: every pixel of them.
 
         Raises:
           tf.errors.OpError: an image cannot be decoded.
           RecordError: as `read`.
           ConvoyError: the file system fails.
         """
-        return [self._decode_one(payload).numpy() for payload in self.read(indices)]
+        decode_one = _single_decoder(self._split, crop) if crop and crop.decode == "fast" else self._decode_one
+        return [decode_one(payload).numpy() for payload in self.read(indices)]
 
     def problems(self, indices: np.ndarray) -> Generator[RecordError, None, None]:
         """Yields why images, [n] int64, cannot be used: each image once, by index. Close the generator after use."""
@@ -201,12 +203,12 @@ def _why_undecodable(payload: bytes, key: str) -> str:
     return refused_size(encoded) or not_decoded_in_training(encoded) if isinstance(encoded, bytes) else ""
 
 
-def _single_decoder(split: Split) -> Callable[[bytes], tf.Tensor]:
+def _single_decoder(split: Split, crop: Crop | None = None) -> Callable[[bytes], tf.Tensor]:
     """Returns a function from a record's payload to its image. It raises `tf.errors.OpError` if decoding fails."""
 
     def decode_payload(payload: tf.Tensor) -> tf.Tensor:
         columns = parse_records(payload[None], split)
-        return decode({name: column[0] for name, column in columns.items()}, any_viewed=split.as_viewed)
+        return decode({name: column[0] for name, column in columns.items()}, crop, any_viewed=split.as_viewed)
 
     # Eagerly, a small image would take three times as long, and threads would wait for each other.
     return tf.function(decode_payload, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)

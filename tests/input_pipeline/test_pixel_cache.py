@@ -74,6 +74,19 @@ def test_images_of_any_shape_and_format_equal_the_uncached_ones(tmp_path, crop, 
         assert_same(stream(split, 15, cache=cache, **options), stream(split, 15, **options))
 
 
+@pytest.mark.parametrize("crop", [Crop(8, decode="fast"), Crop(4, 0.6, decode="fast")])
+def test_files_that_are_decoded_at_a_smaller_size_equal_the_uncached_ones(tmp_path, crop, new_cache):
+    sides = [(16, 16), (40, 33), (8, 8), (30, 20)] * 3
+    images = [pixels(number, 40)[:height, :width] for number, (height, width) in enumerate(sides)]
+    split = write_split(tmp_path, images, range(12), "jpeg")
+    options = {"crop": crop, "slices": BatchSlice(5)}
+    uncached = stream(split, 10, **options)
+    assert_same(stream(split, 10, cache=new_cache(split, crop), **options), uncached)
+    assert not np.array_equal(
+        uncached["image"], stream(split, 10, **options | {"crop": crop._replace(decode="exact")})["image"]
+    )
+
+
 @pytest.mark.parametrize("crop", [Crop(8), Crop(8, 0.3)])
 def test_cached_images_are_not_read_again(tmp_path, crop, new_cache):
     split = make_split(tmp_path, IMAGES)

@@ -105,6 +105,7 @@ CHOICES = {
     "on_corrupt": ("raise", "substitute"),
     "cache": ("auto", "none", "memory", "disk"),
     "resize": resolution.RESIZES,
+    "decode": ("exact", "fast"),
     "early_stopping.mode": ("auto", "min", "max"),
     "schedule.scaling": SCALINGS,
     "model.instance_norm": ("auto", "on", "off"),

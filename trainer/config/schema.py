@@ -27,6 +27,10 @@ _FIELDS: dict[str, Any] = {
     "image_size": (64, "side of the square training images in pixels"),
     "eval_image_size": (0, "side in evaluation, prediction and export, at least 8; 0: `image_size`"),
     "resize": ("squash", "how an image becomes square: `squash` it, `crop` its center, or `pad` it with gray"),
+    "decode": (
+        "exact",
+        "`fast`: JPEG files at a half, quarter or eighth of their size where `image_size` needs no more",
+    ),
     "flip_tta": (False, "evaluate and predict with the mean over each image and its mirror image"),
     "epochs": (10.0, "length of the run in passes over the training images, if `steps` is 0"),
     "steps": (0, "length of the run in steps; above 0: overrides `epochs`"),

@@ -131,7 +131,7 @@ class TrainingInput:
     def _new_reader(self, size: int) -> Reader:
         config = self._config
         pipeline = parse_pipeline(config.augment.ops, image_size=config.image_size)
-        crop = Crop(size, *pipeline.scale, config.resize)
+        crop = Crop(size, *pipeline.scale, **resolution.crop_settings(config))
         # Each size has its own cache. One in memory used for an epoch or less would be filled but never read.
         steps = sum(
             s.end_step - s.first_step for s in resolution.stages(config, self._plan.total_steps) if s.size == size
