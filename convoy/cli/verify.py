@@ -19,8 +19,8 @@ from convoy.core.errors import DataError, UsageError
 from convoy.core.files import write_whole
 from convoy.core.flags import FlagDefiner
 from convoy.core.processes import terminable
+from convoy.core.remote import is_remote
 from convoy.core.text import counted
-from convoy.input_pipeline.dataset.storage import is_remote
 
 if TYPE_CHECKING:
     from convoy.input_pipeline.verify.faults import Fault

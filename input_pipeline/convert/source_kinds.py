@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from convoy.core.errors import UsageError
+from convoy.core.remote import is_remote
 from convoy.core.text import joined
 from convoy.input_pipeline.convert.imagenet import opened_imagenet
 from convoy.input_pipeline.convert.options import Options
@@ -18,7 +19,6 @@ from convoy.input_pipeline.convert.request import Log, Request
 from convoy.input_pipeline.convert.stream import opened_images
 from convoy.input_pipeline.convert.tar_sources import opened_tars
 from convoy.input_pipeline.convert.tfds_sources import opened_records, opened_tfds
-from convoy.input_pipeline.dataset.storage import is_remote
 
 
 class SourceKind(NamedTuple):

@@ -8,10 +8,11 @@ import pytest
 import tensorflow as tf
 
 from convoy.core.errors import ConvoyError, DataError, UsageError
+from convoy.core.remote import RemotePath, is_remote
 from convoy.input_pipeline.convert.convert import Options, convert
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD
-from convoy.input_pipeline.dataset.storage import RemotePath, Shards, dataset_path, is_remote
+from convoy.input_pipeline.dataset.storage import Shards, dataset_path
 from convoy.input_pipeline.reading.blocks import make_blocks
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.order import Blocks, block_positions_to_images

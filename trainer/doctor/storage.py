@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from convoy.core.errors import ConvoyError, DataError
+from convoy.core.remote import RemotePath, is_remote
 from convoy.core.text import counted, megabytes
 from convoy.input_pipeline.dataset.open import Dataset
-from convoy.input_pipeline.dataset.storage import RemotePath, is_remote
 from convoy.trainer.doctor.findings import DoctorFinding, failed, ok, skipped, warning
 from convoy.trainer.run.directory import RunDirectory
 

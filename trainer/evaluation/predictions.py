@@ -28,11 +28,11 @@ import numpy as np
 from convoy.core.errors import DataError
 from convoy.core.files import write_whole
 from convoy.core.reading import open_file, read_table
+from convoy.core.remote import is_remote
 from convoy.core.text import counted, weights_text
 from convoy.input_pipeline.dataset.examples import from_file, read_features
 from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.dataset.records import HEADER_BYTES
-from convoy.input_pipeline.dataset.storage import is_remote
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.task import Decision

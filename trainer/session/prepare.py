@@ -6,6 +6,7 @@ session.runtime.state.step            # 0, or the step of the checkpoint that th
 
 import contextlib
 import faulthandler
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ import ml_collections
 
 from convoy.core.devices import Devices, check_strategy
 from convoy.core.errors import UsageError
+from convoy.core.remote import is_remote
 from convoy.core.user_code import UserCode
 from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Data, Dataset, open_dataset
-from convoy.input_pipeline.dataset.storage import is_remote
 from convoy.input_pipeline.dataset.views import View
 from convoy.trainer import config as configs
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
@@ -65,6 +66,8 @@ from convoy.trainer.step.optimizers import OPTIMIZERS
 from convoy.trainer.tf_compat.internals import MOST_EXCHANGING_DEVICES
 
 _MAX_LOCK_WAIT_SECONDS = 120.0
+
+_logger = logging.getLogger("convoy")
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,8 @@ def prepare(
     config = config_for(config, dataset)
     if worker_group.is_chief:
         run.check()
+        if is_remote(dataset.directory) and config.shuffle == "global":
+            _logger.info("%s: one request per image. --config.shuffle=block reads long pieces.", dataset.directory)
     store = CheckpointStore(run.checkpoints, config.keep_checkpoints)
     worker_group.rendezvous()
     cluster = over_interface(worker_group, interface)
@@ -256,11 +261,6 @@ def open_training_data(
         raise UsageError(
             f"--data={dataset.directory}: config.cache=disk keeps images for later runs, and a source does not state "
             "whether its images have changed. Pass --config.cache=memory."
-        )
-    if is_remote(dataset.directory) and config.shuffle == "global":
-        raise UsageError(
-            f"--data={dataset.directory}: is not on a local file system, and config.shuffle=global reads every record "
-            "separately. Pass --config.shuffle=block, or copy the dataset to this machine."
         )
     class_weights(config.loss.class_weights, dataset)
     return dataset
