@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convoy.core.errors import DataError, UsageError, did_you_mean
-from convoy.core.reading import parsed_json, read_json
+from convoy.core.reading import parsed_json
 from convoy.core.remote import RemotePath, is_remote
 from convoy.core.text import counted, megabytes
 from convoy.input_pipeline.dataset import external, index
@@ -35,7 +35,7 @@ from convoy.input_pipeline.dataset.index import INDEX_TYPES, RecordKeys, index_p
 from convoy.input_pipeline.dataset.layout import Layout, RecordFormat, read_class_names
 from convoy.input_pipeline.dataset.source import Source, SourceName, open_sources, source_name
 from convoy.input_pipeline.dataset.split import Split
-from convoy.input_pipeline.dataset.storage import dataset_path, similar_folder
+from convoy.input_pipeline.dataset.storage import content_of, dataset_path, similar_folder
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -273,8 +273,10 @@ def _open_external(directory: Path, layout: Layout, given: RecordFormat, keep_in
     return Dataset(directory, layout.name, class_names, tuple(opened), {}, opened, record_format)
 
 
-def has_manifest(directory: Path) -> bool:
+def has_manifest(directory: Path | RemotePath) -> bool:
     """Returns whether a directory was written by `convoy convert`."""
+    if isinstance(directory, RemotePath):
+        return (directory / MANIFEST).is_file()
     try:
         os.lstat(directory / MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
@@ -297,7 +299,7 @@ def read_manifest(directory: Path | RemotePath) -> dict[str, Any]:
                 f"dataset directory {directory} does not exist{similar_folder(directory)}. "
                 f"Create it with `convoy convert --images=... --output={directory}`."
             )
-        manifest = read_json(path) if isinstance(path, Path) else parsed_json(path.read_bytes())
+        manifest = parsed_json(content_of(path))
         version = manifest["format_version"]
     except FileNotFoundError:
         raise DataError(

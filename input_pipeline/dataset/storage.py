@@ -10,14 +10,16 @@ Local files are read with `os.pread`, remote ones by ranged requests (`core.remo
 
 import contextlib
 import errno
+import hashlib
 import os
 import resource
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from convoy.core.downloads import cache_folder
 from convoy.core.errors import ConvoyError, DataError, did_you_mean
-from convoy.core.reading import check_file
+from convoy.core.reading import check_file, read_file
 from convoy.core.remote import RemotePath, download, is_remote
 
 _OTHER_FILES = 256  # reserve for TensorFlow, worker processes and the run directory
@@ -28,6 +30,19 @@ def dataset_path(directory: "str | os.PathLike[str] | RemotePath") -> "Path | Re
     if isinstance(directory, RemotePath):
         return directory
     return RemotePath(str(directory).rstrip("/")) if is_remote(directory) else Path(directory)
+
+
+def local_place(directory: Path | RemotePath) -> Path:
+    """Returns a local directory itself; of a remote one, the path in the cache folder at which it is built."""
+    if not isinstance(directory, RemotePath):
+        return directory
+    digest = hashlib.sha256(directory.text.encode()).hexdigest()[:8]
+    return cache_folder() / "uploads" / f"{directory.name}-{digest}"
+
+
+def content_of(path: Path | RemotePath) -> bytes:
+    """Returns a file's content. Raises OSError if it cannot be read, and as the methods of `RemotePath`."""
+    return path.read_bytes() if isinstance(path, RemotePath) else read_file(path)
 
 
 def similar_folder(missing: "Path | RemotePath") -> str:
