@@ -147,6 +147,12 @@ def define_run_flags(
     )
     define_record_flags(flags)
     define.string("workdir", None, "run directory; an interrupted run in it is resumed; required to train")
+    define.string(
+        "backup",
+        "",
+        "directory in an object store (s3://bucket/run) for a copy of --workdir, kept up to date in the background; an "
+        "empty --workdir is restored from it",
+    )
     define.bool(
         "extend",
         False,
@@ -263,11 +269,14 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             "record_format": record_format(flags, flags.data),
             "extend": flags.extend,
             "virtual_replicas": flags.virtual_replicas,
+            "backup": flags.backup,
             "cache_space": cache_space,
             "command": shlex.join(sys.argv),
             "owns_process": True,
         }
         if flags.folds:
+            if common.pop("backup"):
+                raise UsageError(f"--backup={flags.backup} is for a single run, not for --folds. Omit it.")
             train_folds(config, folds=flags.folds, make_callbacks=make_callbacks, say=_say, **common)
         else:
             train(config, callbacks=make_callbacks(), **common)

@@ -41,7 +41,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # A listing that is kept would hide what another process has written meanwhile.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"use_listings_cache": False, "config_kwargs": {"max_pool_connections": 2 * PARALLEL_REQUESTS}},
-    "": {"use_listings_cache": False},
+    "file": {"auto_mkdir": True},
 }
 
 _logger = logging.getLogger("convoy")
@@ -249,7 +249,7 @@ def _file_system(url: str) -> Any:  # noqa: ANN401 (fsspec may not be installed)
     try:
         import fsspec
 
-        return fsspec.filesystem(scheme, **_OPTIONS.get(extra, _OPTIONS[""]))
+        return fsspec.filesystem(scheme, **_OPTIONS.get(extra or scheme, {"use_listings_cache": False}))
     except ImportError as error:
         raise UsageError(
             f"{url}: {scheme}:// needs a library that is not installed ({error}). Install {install}"

@@ -17,7 +17,7 @@ import ml_collections
 
 from convoy.core.devices import Devices, check_strategy
 from convoy.core.errors import UsageError
-from convoy.core.remote import is_remote
+from convoy.core.remote import RemotePath, is_remote
 from convoy.core.user_code import UserCode
 from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.dataset.layout import RecordFormat
@@ -32,8 +32,10 @@ from convoy.trainer.cluster.watchdog import Deadlines
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan
 from convoy.trainer.models import MODELS, build_model, is_from_user
+from convoy.trainer.run.backup import Backup
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.agreement import (
+    agree_on_backup,
     agree_on_checkpoint,
     agree_on_code,
     agree_on_hardware,
@@ -82,6 +84,7 @@ class TrainingSession:
       store: the run's checkpoints.
       runtime: the model, with the weights of the latest checkpoint if there is one.
       worker_group: the workers of the run.
+      backup: its copy in an object store; None without one.
       objective: its loss and metrics.
       model: what the model and the pieces were made from (`kept_code.code_identity`).
       metadata: metadata of that checkpoint; empty if there is none.
@@ -94,6 +97,7 @@ class TrainingSession:
     store: CheckpointStore
     runtime: Runtime
     worker_group: WorkerGroup
+    backup: Backup | None
     objective: Objective
     model: dict[str, Any]
     metadata: dict[str, Any]
@@ -118,6 +122,7 @@ def prepare(
     record_format: RecordFormat | None = None,
     extend: bool = False,
     virtual_replicas: int | None = None,
+    backup: str = "",
 ) -> TrainingSession:
     """Opens dataset and run, waits for the other workers, agrees with them, builds the model and restores it.
 
@@ -133,6 +138,10 @@ def prepare(
       PeerLostError: a worker is missing.
     """
     check_strategy(strategy_name, worker_group.cluster)
+    if backup and not is_remote(backup):
+        raise UsageError(
+            f"--backup={backup}: must be in an object store, such as s3://bucket/run. A local copy is no backup."
+        )
     run = RunDirectory(workdir)
     dataset = open_training_data(config, data, run.record_format(record_format or RecordFormat()))
     config = config_for(config, dataset)
@@ -148,7 +157,7 @@ def prepare(
         config=configs.to_json(config),
         dataset=dataset_identity(dataset),
         versions=versions(),
-        flags={"extend": extend, "virtual_replicas": virtual_replicas},
+        flags={"extend": extend, "virtual_replicas": virtual_replicas, "backup": backup},
     )
     with run.removed_on_refusal():
         # Lock the run before reading it: after a restart, the chief of the previous attempt may still be writing, and
@@ -156,6 +165,9 @@ def prepare(
         if worker_group.is_chief:
             may_be_a_restart = cluster is not None or "CONVOY_ATTEMPT" in os.environ
             run.create(wait_seconds=_lock_wait_seconds(deadlines) if may_be_a_restart else 0.0)
+        copy = Backup(RemotePath(backup.rstrip("/")), run) if backup else None
+        if copy:
+            agree_on_backup(worker_group, copy, store)
         checkpoint = agree_on_checkpoint(worker_group, store)
         if checkpoint:
             dataset = as_read_by_run(dataset, checkpoint[1]["dataset"], run)
@@ -217,7 +229,7 @@ def prepare(
                 keep_code(run, {**built, **named}, recipe, runtime.built.preset)
             worker_group.exchange("ready")
     return TrainingSession(
-        config, plan, dataset, run, store, runtime, worker_group, objective, identity, metadata or {}
+        config, plan, dataset, run, store, runtime, worker_group, copy, objective, identity, metadata or {}
     )
 
 
