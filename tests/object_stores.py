@@ -40,7 +40,7 @@ def s3_server(folder: Path) -> Iterator[str]:
 def gcs_server(folder: Path) -> Iterator[str]:
     """As `s3_server`, of Google's protocol."""
     command = ["-m", "gcp_storage_emulator", "start", "--host=127.0.0.1", "--port={port}", "--in-memory"]
-    with _server([*command, "--default-bucket=bucket"], folder / "gcs.log") as url:
+    with _server(command, folder / "gcs.log") as url:
         yield url
 
 
@@ -72,6 +72,11 @@ def s3_variables(url: str) -> dict[str, str]:
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     }
+
+
+def gcs_variables(url: str) -> dict[str, str]:
+    """Returns the environment of a client of a server of Google's protocol."""
+    return {"STORAGE_EMULATOR_HOST": url, "GOOGLE_CLOUD_PROJECT": "test", "NO_GCE_CHECK": "true"}
 
 
 @contextlib.contextmanager

@@ -246,6 +246,8 @@ def _file_system(url: str) -> Any:  # noqa: ANN401 (fsspec may not be installed)
     scheme = scheme_of(url)
     extra = EXTRAS.get(scheme, "")
     install = f"`pip install 'convoy-train[{extra}]'`" if extra else "the library for it"
+    if extra == "gcs":  # plain requests, without the search for each bucket's type over gRPC
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
         import fsspec
 

@@ -10,7 +10,15 @@ from convoy.core import remote
 from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.core.remote import RemotePath, download, download_folder, is_remote, upload
 from convoy.input_pipeline.dataset.storage import dataset_path
-from tests.object_stores import FaultyProxy, environment, make_bucket, s3_server, s3_variables
+from tests.object_stores import (
+    FaultyProxy,
+    environment,
+    gcs_server,
+    gcs_variables,
+    make_bucket,
+    s3_server,
+    s3_variables,
+)
 
 ROOT = RemotePath("s3://bucket")
 CONTENT = random.Random(0).randbytes(300_000)
@@ -35,7 +43,19 @@ def short_pauses(monkeypatch):
 
 
 def test_files_of_a_bucket(bucket, tmp_path):
-    folder = bucket / "files"
+    check_files(bucket / "files", tmp_path)
+
+
+@pytest.mark.slow
+def test_files_of_a_bucket_of_google(tmp_path):
+    with gcs_server(tmp_path) as url, environment(gcs_variables(url)):
+        make_bucket("gs://bucket")
+        check_files(RemotePath("gs://bucket/files"), tmp_path)
+        with pytest.raises(FileNotFoundError, match="gs://nobucket/a"):
+            RemotePath("gs://nobucket/a").read_range(0, 1)
+
+
+def check_files(folder, tmp_path):
     assert not folder.is_dir() and folder.files() == {}
     (folder / "a").write_bytes(CONTENT)
     (folder / "b/c").write_bytes(b"")
