@@ -283,7 +283,9 @@ def train(
     time_limit = TimeLimit(max_hours) if max_hours else None
     if config == configs.AUTO_RECIPE:
         opened = path_text(data) or data
-        request = Request(opened, workdir, str(devices), strategy, record_format, folds=folds, max_hours=max_hours)
+        request = Request(
+            opened, workdir, str(devices), strategy, record_format, folds=folds, max_hours=max_hours, backup=backup
+        )
         config, recipe = auto_config(request, log)
     assert isinstance(config, ml_collections.ConfigDict)
     chosen = chosen_callbacks(callbacks, record_order=record_order, profile_steps=profile_steps, time_limit=time_limit)

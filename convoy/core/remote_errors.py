@@ -24,7 +24,7 @@ _CREDENTIALS = {
     "gcs": "Run `gcloud auth application-default login`, set GOOGLE_APPLICATION_CREDENTIALS to a key file, or give the "
     "machine a service account",
     "azure": "Set AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN, or "
-    "AZURE_STORAGE_CONNECTION_STRING; for `az login` or a managed identity also AZURE_STORAGE_ANON=false",
+    "AZURE_STORAGE_CONNECTION_STRING, or use `az login` or a managed identity",
 }
 _ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "gcs": "STORAGE_EMULATOR_HOST"}
 

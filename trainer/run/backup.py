@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from convoy.core.errors import DataError, UsageError
 from convoy.core.files import PARTIAL_SUFFIX
 from convoy.core.reading import parsed_json, read_file
-from convoy.core.remote import RemotePath, download_folder, in_parallel, upload
+from convoy.core.remote import RemotePath, download_folder, in_parallel, is_remote, upload
 from convoy.core.run_layout import RunLayout, checkpoint_step
 from convoy.core.text import counted, megabytes
 
@@ -178,6 +178,13 @@ class Backup:
     def _write_content(self, content: _Content) -> None:
         text = json.dumps({"format": _FORMAT, **content._asdict(), "step": content.step}, indent=2)
         (self.target / MARKER).write_bytes(f"{text}\n".encode())
+
+
+def backup_target(text: str) -> RemotePath | None:
+    """Returns the directory that `--backup` names; None for "". Raises a UsageError if it is not a URL."""
+    if text and not is_remote(text):
+        raise UsageError(f"--backup={text}: pass a directory in an object store, such as s3://bucket/run.")
+    return RemotePath(text.rstrip("/")) if text else None
 
 
 def describe(files: Mapping[str, int]) -> str:

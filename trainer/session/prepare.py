@@ -17,7 +17,7 @@ import ml_collections
 
 from convoy.core.devices import Devices, check_strategy
 from convoy.core.errors import UsageError
-from convoy.core.remote import RemotePath, is_remote
+from convoy.core.remote import is_remote
 from convoy.core.user_code import UserCode
 from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.dataset.layout import RecordFormat
@@ -32,7 +32,7 @@ from convoy.trainer.cluster.watchdog import Deadlines
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan
 from convoy.trainer.models import MODELS, build_model, is_from_user
-from convoy.trainer.run.backup import Backup
+from convoy.trainer.run.backup import Backup, backup_target
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.agreement import (
     agree_on_backup,
@@ -138,10 +138,7 @@ def prepare(
       PeerLostError: a worker is missing.
     """
     check_strategy(strategy_name, worker_group.cluster)
-    if backup and not is_remote(backup):
-        raise UsageError(
-            f"--backup={backup}: must be in an object store, such as s3://bucket/run. A local copy is no backup."
-        )
+    target = backup_target(backup)
     run = RunDirectory(workdir)
     dataset = open_training_data(config, data, run.record_format(record_format or RecordFormat()))
     config = config_for(config, dataset)
@@ -165,7 +162,7 @@ def prepare(
         if worker_group.is_chief:
             may_be_a_restart = cluster is not None or "CONVOY_ATTEMPT" in os.environ
             run.create(wait_seconds=_lock_wait_seconds(deadlines) if may_be_a_restart else 0.0)
-        copy = Backup(RemotePath(backup.rstrip("/")), run) if backup else None
+        copy = Backup(target, run) if target else None
         if copy:
             agree_on_backup(worker_group, copy, store)
         checkpoint = agree_on_checkpoint(worker_group, store)
