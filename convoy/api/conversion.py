@@ -244,7 +244,7 @@ def convert(
     table = None
     if manifest:
         table = Table(
-            Path(manifest),
+            dataset_path(manifest),
             filename_column=filename_column,
             category_column=category_column,
             group_column=group_column,

@@ -230,11 +230,12 @@ def _log(line: str) -> None:
 
 def _table(flags: absl_flags.FlagValues) -> "Table | None":
     from convoy.input_pipeline.convert.sources import Table
+    from convoy.input_pipeline.dataset.storage import dataset_path
 
     if not flags.manifest:
         return None
     return Table(
-        Path(flags.manifest),
+        dataset_path(flags.manifest),
         filename_column=flags.filename_column,
         category_column=flags.category_column,
         group_column=flags.group_column,

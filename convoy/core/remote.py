@@ -246,8 +246,11 @@ def _file_system(url: str) -> Any:  # noqa: ANN401 (fsspec may not be installed)
     scheme = scheme_of(url)
     extra = EXTRAS.get(scheme, "")
     install = f"`pip install 'convoy-train[{extra}]'`" if extra else "the library for it"
-    if extra == "gcs":  # plain requests, without the search for each bucket's type over gRPC
+    if extra == "gcs":
+        # Plain requests, without a search for each bucket's type over gRPC.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        if not logging.getLogger("gcsfs").handlers:  # it would print the traceback of each failed request
+            logging.getLogger("gcsfs").addHandler(logging.NullHandler())
     try:
         import fsspec
 

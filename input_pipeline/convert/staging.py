@@ -40,15 +40,12 @@ def staged(request: Request, log: Log) -> Iterator[Request]:
     remote = {flag: request.text(flag) for flag in request.origin if is_remote(request.text(flag))}
     if wrong := sorted(set(remote) - set(_COPIED)):
         raise UsageError(f"--{wrong[0]}={remote[wrong[0]]}: must be a local path. Copy it to this machine")
-    table = request.table if request.table and is_remote(request.table.path) else None
-    if not remote and not table:
+    if not remote:
         yield request
         return
     with scratch_folder(request.local_output, "source") as folder:
         origin = {flag: str(_copied(flag, text, folder / flag, log)) for flag, text in remote.items()}
-        if table:
-            table = replace(table, path=_copied("manifest", str(table.path), folder / "manifest", log))
-        yield replace(request, origin={**request.origin, **origin}, table=table or request.table)
+        yield replace(request, origin={**request.origin, **origin})
 
 
 def _copied(flag: str, url: str, target: Path, log: Log) -> Path:

@@ -48,6 +48,8 @@ def content_of(path: Path | RemotePath) -> bytes:
 def similar_folder(missing: "Path | RemotePath") -> str:
     """Returns ` (did you mean 'x'?)` for the most similar name of the folders next to `missing`, or ""."""
     parent = missing.parent
+    if isinstance(parent, RemotePath):  # without a request per entry, and not of all buckets
+        return did_you_mean(missing.name, (entry.name for entry in parent.iterdir())) if is_remote(parent) else ""
     folders = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
     return did_you_mean(missing.name, folders)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from convoy.core.errors import ConvoyError, DataError, UsageError
-from convoy.core.remote import RemotePath, in_parallel
+from convoy.core.remote import RemotePath, download_folder, in_parallel
 from convoy.core.run_layout import RunLayout, checkpoint_name
 from convoy.trainer.callbacks.backup_writer import BackupWriter
 from convoy.trainer.callbacks.callback import Checkpoint
@@ -101,6 +101,23 @@ def test_interrupted_upload_leaves_the_earlier_checkpoint(run, target, tmp_path,
     (run.checkpoints / checkpoint_name(30)).unlink()  # the machine is lost: the resumed run is at step 20
     Backup(target, run).upload()
     assert "checkpoints/step-000000030.npz" not in names(target)
+
+
+def test_interrupted_restore_is_repeated(run, target, tmp_path, monkeypatch):
+    Backup(target, run).upload()
+    other = RunLayout(tmp_path / "other")
+    with monkeypatch.context() as patch:
+
+        def interrupted(source, folder, files):
+            download_folder(source, folder, {name: size for name, size in files.items() if "000020" not in name})
+            raise KeyboardInterrupt
+
+        patch.setattr(backups, "download_folder", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Backup(target, other).restore()
+    Backup(target, other).restore()
+    assert (other.checkpoints / checkpoint_name(20)).exists()
+    assert not [name for name in contents(other.path) if name.endswith(".tmp")]
 
 
 def test_run_that_is_at_least_as_far_wins(run, target):

@@ -52,11 +52,12 @@ class Backup:
         """Args: target: directory in the store, of this run only. layout: the run directory."""
         self.target = target
         self._layout = layout
+        self._unfinished = layout.path / f"{MARKER}{PARTIAL_SUFFIX}"  # while RUN is being restored
         self._uploaded: dict[str, tuple[int, int]] = {}  # size and modification time of what is in the store
         self._has_begun = False
 
     def restore(self) -> None:
-        """Downloads the backup into RUN if no run has begun there; else compares the two.
+        """Downloads the backup into RUN if no run has begun there, or if that was interrupted; else compares the two.
 
         Raises:
           UsageError: the target has files, and none is a backup's.
@@ -73,7 +74,7 @@ class Backup:
                 )
             return
         path, run, step = self._layout.path, _run_of(self._layout), _latest(self._files())
-        if not run and not step:
+        if self._unfinished.exists() or (not run and not step):
             _logger.info("Restoring %s from %s: step %d.", path, self.target, found.step)
             self.download()
         elif run != found.run:
@@ -88,7 +89,7 @@ class Backup:
             )
 
     def download(self) -> None:
-        """Downloads all files into RUN, checkpoints last. Raises as `restore`."""
+        """Downloads all files into RUN. Raises as `restore`."""
         found = self._content()
         files = {name: size for name, size in self.target.files().items() if name != MARKER}
         checkpoints = found.checkpoints if found else {}
@@ -96,9 +97,11 @@ class Backup:
             raise DataError(f"--backup={self.target}: {wrong!r} is not a file of a run. Delete it.")
         if missing := checkpoints.keys() - files.keys():
             raise DataError(f"--backup={self.target}: {min(missing)} is missing. Restore it, or pass another --backup.")
+        self._layout.path.mkdir(parents=True, exist_ok=True)
+        self._unfinished.touch()
         others = {name: size for name, size in files.items() if not _is_checkpoint(name)}
-        for part in (others, checkpoints):
-            download_folder(self.target, self._layout.path, part)
+        download_folder(self.target, self._layout.path, others | checkpoints)
+        self._unfinished.unlink()
         self._uploaded = {name: now for name, now in self._files().items() if name in files}
 
     def pending(self) -> dict[str, int]:
