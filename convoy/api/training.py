@@ -309,8 +309,6 @@ def train(
 
     with global_state_kept():
         if folds:
-            if common.pop("backup"):
-                raise UsageError(f"backup={backup!r} is for a single run, not for folds. Omit it.")
             content = train_folds(config, folds=folds, make_callbacks=copied_callbacks, say=_logger.info, **common)
             return CrossValidation(Path(workdir), content)
         return TrainingResult(Path(workdir), train_loop(config, callbacks=[LogMessages(), *chosen], **common))

@@ -275,8 +275,6 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             "owns_process": True,
         }
         if flags.folds:
-            if common.pop("backup"):
-                raise UsageError(f"--backup={flags.backup} is for a single run, not for --folds. Omit it.")
             train_folds(config, folds=flags.folds, make_callbacks=make_callbacks, say=_say, **common)
         else:
             train(config, callbacks=make_callbacks(), **common)

@@ -49,7 +49,8 @@ def similar_folder(missing: "Path | RemotePath") -> str:
     """Returns ` (did you mean 'x'?)` for the most similar name of the folders next to `missing`, or ""."""
     parent = missing.parent
     if isinstance(parent, RemotePath):  # without a request per entry, and not of all buckets
-        return did_you_mean(missing.name, (entry.name for entry in parent.iterdir())) if is_remote(parent) else ""
+        names = (entry.name for entry in parent.iterdir()) if is_remote(parent) and parent.is_dir() else ()
+        return did_you_mean(missing.name, names)
     folders = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
     return did_you_mean(missing.name, folders)
 
