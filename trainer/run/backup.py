@@ -61,8 +61,7 @@ class Backup:
 
         Raises:
           UsageError: the target has files, and none is a backup's.
-          DataError: it has another run than RUN, or is further ahead, or is damaged.
-          OSError: RUN cannot be written.
+          DataError: it has another run than RUN, or is further ahead, or is damaged; or RUN cannot be written.
           ConvoyError: the store fails.
         """
         found = self._content()
@@ -97,11 +96,17 @@ class Backup:
             raise DataError(f"--backup={self.target}: {wrong!r} is not a file of a run. Delete it.")
         if missing := checkpoints.keys() - files.keys():
             raise DataError(f"--backup={self.target}: {min(missing)} is missing. Restore it, or pass another --backup.")
-        self._layout.path.mkdir(parents=True, exist_ok=True)
-        self._unfinished.touch()
         others = {name: size for name, size in files.items() if not _is_checkpoint(name)}
-        download_folder(self.target, self._layout.path, others | checkpoints)
-        self._unfinished.unlink()
+        try:
+            self._layout.path.mkdir(parents=True, exist_ok=True)
+            self._unfinished.touch()
+            download_folder(self.target, self._layout.path, others | checkpoints)
+            self._unfinished.unlink()
+        except OSError as error:
+            raise DataError(
+                f"--workdir={self._layout.path}: cannot be restored from {self.target} ({error.strerror or error}). Free "
+                "space, or pass a writable folder."
+            ) from None
         self._uploaded = {name: now for name, now in self._files().items() if name in files}
 
     def pending(self) -> dict[str, int]:

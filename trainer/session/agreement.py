@@ -172,7 +172,7 @@ def agree_on_backup(worker_group: WorkerGroup, backup: Backup, store: Checkpoint
     if worker_group.is_chief:
         try:
             backup.restore()
-        except (ConvoyError, OSError) as error:
+        except ConvoyError as error:
             problem = error
     own = {"step": store.latest(), "problem": str(problem or "")}
     found = worker_group.exchange("backup", own, seconds=_TRANSFER_SECONDS)
