@@ -104,8 +104,8 @@ class Backup:
             self._unfinished.unlink()
         except OSError as error:
             raise DataError(
-                f"--workdir={self._layout.path}: cannot be restored from {self.target} ({error.strerror or error}). Free "
-                "space, or pass a writable folder."
+                f"--workdir={self._layout.path}: cannot be restored from {self.target} ({error.strerror or error}). "
+                "Free space, or pass a writable folder."
             ) from None
         self._uploaded = {name: now for name, now in self._files().items() if name in files}
 
