@@ -1,5 +1,6 @@
 """Whole commands with data in an S3 server on this machine, and spot machines: runs that resume from their backup."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -7,6 +8,7 @@ import signal
 import pytest
 
 from convoy.core.remote import RemotePath
+from convoy.launch.ports import reserved_ports
 from tests.object_stores import FaultyProxy, environment, make_bucket, s3_server, s3_variables, upload_folder
 
 pytestmark = pytest.mark.slow
@@ -63,36 +65,52 @@ def test_verification_finds_a_damaged_shard(server, dataset, convoy, tmp_path):
     assert {fault["file"] for fault in faults} == {name} and faults[0]["code"] == "shard-checksum"
 
 
+@contextlib.contextmanager
+def workers(forks, folder, processes, *flags):
+    """Starts workers that have a disk each: their --workdir is the same path, and leads to `folder`/disk-RANK/run."""
+    with contextlib.ExitStack() as running:
+        with reserved_ports(processes) as ports:
+            addresses = [f"127.0.0.1:{port}" for port in ports]
+        started = []
+        for rank in range(processes):
+            disk = folder / f"disk-{rank}"
+            disk.mkdir()
+            task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
+            environment = {"TF_CONFIG": json.dumps(task)} if processes > 1 else {}
+            command = ("convoy", "train", *flags, "--workdir=/proc/self/cwd/run")
+            output = folder / f"worker-{rank}.log"
+            started.append(
+                running.enter_context(forks.started(*command, output=output, cwd=disk, environment=environment))
+            )
+        yield started
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_run_resumes_from_its_backup_on_new_machines(
-    server, dataset, finished_run, workers_started, tmp_path, wait_until, processes
+    server, dataset, finished_run, forks, tmp_path, wait_until, processes
 ):
     """All workers are killed, and their disks, which they do not share, are lost."""
     backup = RemotePath(f"s3://bucket/run-{processes}")
     flags = (*finished_run.flags, f"--devices=cpu:{2 // processes}", f"--data={dataset.data}", f"--backup={backup}")
-
-    def start(attempt):
-        only = {rank: (f"--workdir={tmp_path}/{attempt}-{rank}",) for rank in range(processes)}
-        everywhere = dict.fromkeys(range(processes), s3_variables(server))
-        return workers_started(
-            "train", *flags, output=tmp_path / f"log-{attempt}", processes=processes, only=only, environments=everywhere
-        )
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
 
     def backed_up_step():
         path = backup / "backup.json"
         return json.loads(path.read_text())["step"] if path.is_file() else 0
 
-    with start("first") as workers:
-        wait_until(lambda: backed_up_step() > 0, "a checkpoint in the backup")
-        for process in workers.processes:
+    with workers(forks, first, processes, *flags) as started:
+        wait_until(backed_up_step, "a checkpoint in the backup")
+        for process in started:
             process.send_signal(signal.SIGKILL)
-        workers.wait()
-    for rank in range(processes):
-        shutil.rmtree(tmp_path / f"first-{rank}")
+            process.wait(60)
+    shutil.rmtree(first)
     step = backed_up_step()
-    with start("second") as workers:
-        assert workers.wait() == [0] * processes, workers.output(0)
-    run = tmp_path / "second-0"
+    with workers(forks, second, processes, *flags) as started:
+        codes = [process.wait(240) for process in started]
+    assert codes == [0] * processes, (second / "worker-0.log").read_text()
+    run = second / "disk-0" / "run"
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if event["event"] == "restored"] == [step]
     assert result_of(run)["weights_sha256"] == result_of(finished_run.workdir)["weights_sha256"]
