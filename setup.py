@@ -15,6 +15,7 @@ DOCS = [
     "mkdocs-material>=9.5",  # the documentation site
     "mkdocstrings[python]>=0.26",  # the reference of the Python API, from its docstrings
 ]
+S3 = ["s3fs>=2025.2"]  # brings fsspec, the common interface of the three stores
 HUB = "keras-hub>=0.32; python_version >= '3.11'"
 
 
@@ -80,6 +81,9 @@ setup(
         "mlflow": ["mlflow-skinny>=3.1"],  # the client; the whole `mlflow` has it too
         "sweep": ["optuna>=5"],
         "hub": [HUB],
+        "s3": S3,
+        "gcs": ["gcsfs>=2025.2"],
+        "azure": ["adlfs>=2024.12"],
         "onnx": ["tf2onnx>=1.17", "onnxruntime>=1.19"],
         "test": [
             *DOCS,
@@ -102,6 +106,13 @@ setup(
             "optuna>=5",  # the extra `sweep`
             "wandb>=0.22",  # the extras `wandb` and `mlflow`: tests track runs with the real packages, offline
             "mlflow-skinny>=3.1",
+            # Data and backups in object stores: tests read and write real servers of S3's and Google's protocols.
+            *S3,
+            "moto[s3]>=5",
+            "flask>=3",
+            "flask-cors>=5",
+            "gcsfs>=2025.2",
+            "gcp-storage-emulator>=2024.8",
             "datasets>=3",  # the writers of the parquet files and archives that tests convert
             "webdataset>=0.2.100",
             "pandas>=2",  # data frames of the Python API

@@ -28,6 +28,7 @@ from convoy.input_pipeline.reading.pixel_store import DiskSpace
 from convoy.input_pipeline.reading.reader import Batch
 from convoy.trainer import config as configs
 from convoy.trainer.callbacks.advice import Advice
+from convoy.trainer.callbacks.backup_writer import BackupWriter
 from convoy.trainer.callbacks.callback import Callback, Checkpoint, Evaluation, Stop, Training
 from convoy.trainer.callbacks.callback_list import CallbackList
 from convoy.trainer.callbacks.early_stopping import EarlyStopping
@@ -69,6 +70,7 @@ def train(
     record_format: RecordFormat | None = None,
     extend: bool = False,
     virtual_replicas: int | None = None,
+    backup: str = "",
     cache_space: DiskSpace | None = None,
     command: str = "",
     owns_process: bool = False,
@@ -91,6 +93,8 @@ def train(
       record_format: what is known about the records of other tools; a run that resumes remembers the rest.
       extend: whether the run in `workdir` may become longer, if the config is.
       virtual_replicas: number of virtual replicas from the latest checkpoint on, 1 or more; None to change nothing.
+      backup: directory in an object store for a copy of `workdir`, which an empty `workdir` is restored from; "" for
+        none.
       cache_space: where `config.cache=disk` keeps decoded images; without it, images are not kept.
       command: what started the run, for its records.
       owns_process: whether the process is only for this run: signals stop it, and it is ended if it is stuck.
@@ -129,8 +133,12 @@ def train(
                 record_format=record_format,
                 extend=extend,
                 virtual_replicas=virtual_replicas,
+                backup=backup,
             )
-            with contextlib.closing(session):
+            with contextlib.closing(session), contextlib.ExitStack() as at_end:
+                if session.backup and worker_group.is_chief:
+                    writer = at_end.enter_context(contextlib.closing(BackupWriter(session.backup)))
+                    callbacks = [*callbacks, writer]
                 training = _Training(
                     session,
                     deadlines,

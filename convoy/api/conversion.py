@@ -11,8 +11,10 @@ from convoy.api.datasets import Dataset, open_dataset
 from convoy.api.shown import Rows, Shown
 from convoy.api.spelling import spelled_for_python
 from convoy.core.errors import UsageError
+from convoy.core.remote import RemotePath
 from convoy.core.text import megabytes
 from convoy.input_pipeline.dataset.open import stated_format
+from convoy.input_pipeline.dataset.storage import dataset_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,7 +92,7 @@ class Conversion(Shown):
       conversion
     """
 
-    output: Path
+    output: Path | RemotePath
     splits: "tuple[SplitSummary, ...]"
     classes: "tuple[ClassSummary, ...]"
     duplicates: int
@@ -169,10 +171,11 @@ def convert(
     The same as `convoy convert`, with the same files. Interrupted, it resumes when it is called again.
 
     Args:
-      images: folder of images: one subfolder per class, or one per split with class folders inside; or any iterable of
-        (image, category), or the name of one, `FILE.py:NAME`; or, with `labels`, an array [n, height, width, 3] or
-        [n, height, width], or any iterable of images. An image is the bytes of a file, a uint8 array or a PIL image.
-      output: dataset directory, new or existing.
+      images: folder of images, local or `s3://...`: one subfolder per class, or one per split with class folders
+        inside; or any iterable of (image, category), or the name of one, `FILE.py:NAME`; or, with `labels`, an array
+        [n, height, width, 3] or [n, height, width], or any iterable of images. An image is the bytes of a file, a uint8
+        array or a PIL image.
+      output: dataset directory, new or existing; `s3://...` is built in the cache folder and uploaded.
       labels: label of each image: a number, of `class_names` if they are given, or a name.
       splits: shares by split, with the sum 1: `{"train": 0.8, "validation": 0.1, "test": 0.1}`.
       split: the only split to write; `train` by default, from which 10 % go to `validation`.
@@ -241,7 +244,7 @@ def convert(
     table = None
     if manifest:
         table = Table(
-            Path(manifest),
+            dataset_path(manifest),
             filename_column=filename_column,
             category_column=category_column,
             group_column=group_column,
@@ -295,7 +298,7 @@ def convert(
     )
     with options_of(request, _logger.info) as options:
         summary = convert_images(options, progress or (lambda done, total: None), log=_logger.info)
-    return Conversion(Path(output), **vars(summary))
+    return Conversion(dataset_path(output), **vars(summary))
 
 
 @dataclass(frozen=True, repr=False)
@@ -314,7 +317,7 @@ class Verification(Shown):
       [fault.code for fault in found.faults], found.splits[0].records
     """
 
-    data: Path
+    data: Path | RemotePath
     splits: "tuple[SplitReport, ...]"
     faults: "tuple[Fault, ...]"
     repaired: "tuple[Fault, ...]"
@@ -345,10 +348,10 @@ def verify(
     class_names: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
-    """Checks every checksum, record, image, label and count of a local dataset directory.
+    """Checks every checksum, record, image, label and count of a dataset directory.
 
     Args:
-      data: dataset directory, from `convert` or TFDS, or a folder of TFRecords.
+      data: dataset directory, from `convert` (local or `s3://...`) or TFDS, or a folder of TFRecords.
       repair_index: rebuild the indexes of the splits whose shards are intact. Shards are never written to.
       workers: number of processes; 0 is one per core.
       image_key: feature of the encoded image in TFRecords of other tools.
@@ -367,11 +370,12 @@ def verify(
     from convoy.input_pipeline.verify.verify import verify as verify_directory
 
     stated = stated_format(os.fspath(data), image_key, label_key, class_names=class_names)
+    directory = dataset_path(data)
     report = verify_directory(
-        Path(data),
+        directory,
         workers=workers,
         repair_index=repair_index,
         record_format=stated,
         progress=progress or (lambda done, total: None),
     )
-    return Verification(Path(data), report.splits, report.faults, report.repaired, report.rebuilt)
+    return Verification(directory, report.splits, report.faults, report.repaired, report.rebuilt)

@@ -190,6 +190,7 @@ def train(
     strategy: str = "auto",
     extend: bool = False,
     virtual_replicas: int | None = None,
+    backup: str = "",
     cache_dir: _Path = "",
     cache_gib: float = 0.0,
     record_order: bool = False,
@@ -220,6 +221,8 @@ def train(
       extend: continue the run to a longer `config.epochs` or `config.steps`.
       virtual_replicas: continue the run in `workdir` with another number of virtual replicas, for devices that do not
         divide its present one. A new run has `config.virtual_replicas`.
+      backup: directory in an object store, such as `s3://bucket/run`, for a copy of `workdir`, kept up to date in the
+        background; an empty `workdir` is restored from it.
       cache_dir: folder on a local disk for the images of `config.cache="disk"`; by default in the cache folder.
       cache_gib: most GiB of images there, 0 or more; 0 for half of the free space.
       record_order: write the images of each step to RUN/order.
@@ -280,7 +283,9 @@ def train(
     time_limit = TimeLimit(max_hours) if max_hours else None
     if config == configs.AUTO_RECIPE:
         opened = path_text(data) or data
-        request = Request(opened, workdir, str(devices), strategy, record_format, folds=folds, max_hours=max_hours)
+        request = Request(
+            opened, workdir, str(devices), strategy, record_format, folds=folds, max_hours=max_hours, backup=backup
+        )
         config, recipe = auto_config(request, log)
     assert isinstance(config, ml_collections.ConfigDict)
     chosen = chosen_callbacks(callbacks, record_order=record_order, profile_steps=profile_steps, time_limit=time_limit)
@@ -293,6 +298,7 @@ def train(
         "record_format": record_format,
         "extend": extend,
         "virtual_replicas": virtual_replicas,
+        "backup": backup,
         "cache_space": chosen_space(config.cache, os.fspath(cache_dir), cache_gib),
         "command": f"convoy.train(data={name!r}, workdir={workdir!r}, devices={devices!r}"
         + (f", folds={folds})" if folds else ")"),

@@ -60,6 +60,7 @@ def config_from_flags(flags: absl_flags.FlagValues) -> tuple[ml_collections.Conf
         folds=flags.folds or 0,
         max_hours=flags.max_hours or 0.0,
         given=given,
+        backup=flags.backup,
         startup_seconds=flags.startup_timeout,
     )
     return auto_config(request, show)

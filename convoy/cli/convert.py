@@ -30,6 +30,7 @@ from convoy.cli.tables import print_table
 from convoy.core.errors import UsageError
 from convoy.core.flags import FlagDefiner
 from convoy.core.processes import terminable
+from convoy.core.remote import RemotePath
 from convoy.core.terminal import can_redraw
 from convoy.core.text import counted, one_line
 
@@ -63,8 +64,9 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     define.once(
         "images",
         None,
-        "folder of images: one subfolder per class, or one per split (train, test, ...) with class folders inside, "
-        "unless --manifest is given; or FILE.py:NAME, a function that yields (image, category): bytes or a uint8 array",
+        "folder of images, local or s3://...: one subfolder per class, or one per split (train, test, ...) with class "
+        "folders inside, unless --manifest is given; or FILE.py:NAME, a function that yields (image, category): bytes "
+        "or a uint8 array",
     )
     define.enum(
         "folders",
@@ -132,7 +134,12 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         "what to do if files of the manifest, or of ImageNet's validation images, are missing: fail, or skip "
         "them and list them in quarantine.jsonl",
     )
-    define.string("output", None, "dataset directory: a new one, or an existing one to add a split to")
+    define.string(
+        "output",
+        None,
+        "dataset directory: a new one, or an existing one to add a split to; s3://... is built in the cache folder and "
+        "uploaded",
+    )
     define.string("split", "train", "split to write")
     define.float(
         "validation_fraction",
@@ -223,11 +230,12 @@ def _log(line: str) -> None:
 
 def _table(flags: absl_flags.FlagValues) -> "Table | None":
     from convoy.input_pipeline.convert.sources import Table
+    from convoy.input_pipeline.dataset.storage import dataset_path
 
     if not flags.manifest:
         return None
     return Table(
-        Path(flags.manifest),
+        dataset_path(flags.manifest),
         filename_column=flags.filename_column,
         category_column=flags.category_column,
         group_column=flags.group_column,
@@ -325,7 +333,7 @@ def _conflict_lines(summary: "Summary") -> Iterator[str]:
         )
 
 
-def _print_summary(summary: "Summary", output: Path, seconds: float, *, verbose: bool) -> None:
+def _print_summary(summary: "Summary", output: Path | RemotePath, seconds: float, *, verbose: bool) -> None:
     _print_tables(summary, verbose=verbose)
     lines = class_summary(summary)
     lines += _group_lines(summary.grouped)

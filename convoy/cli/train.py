@@ -147,6 +147,12 @@ def define_run_flags(
     )
     define_record_flags(flags)
     define.string("workdir", None, "run directory; an interrupted run in it is resumed; required to train")
+    define.string(
+        "backup",
+        "",
+        "directory in an object store (s3://bucket/run) for a copy of --workdir, kept up to date in the background; an "
+        "empty --workdir is restored from it",
+    )
     define.bool(
         "extend",
         False,
@@ -263,6 +269,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             "record_format": record_format(flags, flags.data),
             "extend": flags.extend,
             "virtual_replicas": flags.virtual_replicas,
+            "backup": flags.backup,
             "cache_space": cache_space,
             "command": shlex.join(sys.argv),
             "owns_process": True,

@@ -20,7 +20,6 @@ from convoy.core.files import write_whole
 from convoy.core.flags import FlagDefiner
 from convoy.core.processes import terminable
 from convoy.core.text import counted
-from convoy.input_pipeline.dataset.storage import is_remote
 
 if TYPE_CHECKING:
     from convoy.input_pipeline.verify.faults import Fault
@@ -34,7 +33,11 @@ _SHOWN = 20
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the command's flags."""
     define = FlagDefiner(flags)
-    define.string("data", None, "dataset directory to check: from `convoy convert` or TFDS, or a folder of TFRecords")
+    define.string(
+        "data",
+        None,
+        "dataset directory to check: from `convoy convert`, local or s3://..., or from TFDS, or a folder of TFRecords",
+    )
     define.bool(
         "repair_index",
         False,
@@ -48,19 +51,16 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Verifies the dataset and prints a table and the faults."""
-    if is_remote(flags.data):
-        raise UsageError(
-            f"--data={flags.data}: verify reads local folders only. Mount the bucket, or copy the data to a folder"
-        )
     if flags.workers < 0:
         raise UsageError(f"--workers={flags.workers}: must be 0 or more")
     from convoy.input_pipeline.dataset.index import index_path
     from convoy.input_pipeline.dataset.source import source_name
+    from convoy.input_pipeline.dataset.storage import dataset_path
     from convoy.input_pipeline.verify.verify import verify
 
     if source_name(flags.data):
         raise UsageError(f"--data={flags.data}: verify checks files. Pass a dataset directory")
-    directory = Path(flags.data)
+    directory = dataset_path(flags.data)
     with terminable(), progress_display("verifying", "MB") as progress:
         report = verify(
             directory,

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from convoy.core.errors import DataError, UsageError, did_you_mean
+from convoy.core.remote import RemotePath
 from convoy.core.text import counted
 from convoy.input_pipeline.convert import groups, metadata, plan, publish, quarantine
 from convoy.input_pipeline.convert.marks import Shard
@@ -146,8 +147,7 @@ def _convert(
 
     try:
         with _workspace(options) as work:
-            if (read_manifest(options.output) if has_manifest(options.output) else None) != before:
-                raise UsageError(f"--output={options.output} was changed by another command. Run this one again")
+            _check_unchanged(options.output, before)
             splits, grouped = _divide(options, manifest, images, duplicates.conflicting, work, progress, log)
             tasks = shard_tasks(splits, manifest, options, work)
             if options.dry_run:
@@ -173,12 +173,20 @@ def _convert(
                 grouped,
             )
             if not options.dry_run:
+                if isinstance(options.output, RemotePath):  # not locked: another machine may have written it meanwhile
+                    _check_unchanged(options.output, before)
                 _publish(work, options, manifest, [*earlier_left_out, *result.left_out], tasks, shards, columns)
             return result
     except OSError as error:
         raise DataError(
             f"--output={options.output} cannot be written: {error.strerror or error}. The dataset is unchanged"
         ) from None
+
+
+def _check_unchanged(output: Path | RemotePath, manifest: dict[str, Any] | None) -> None:
+    """Raises a UsageError if `output` has another manifest than this, or one although this is None."""
+    if (read_manifest(output) if has_manifest(output) else None) != manifest:
+        raise UsageError(f"--output={output} was changed by another command. Run this one again")
 
 
 def _workspace(options: Options) -> contextlib.AbstractContextManager[WorkingDirectory]:
@@ -216,7 +224,7 @@ def _check_classes(found: Sources, class_names: Sequence[str], options: Options)
 
 
 def _known_images(
-    output: Path, manifest: Mapping[str, Any], log: Callable[[str], None]
+    output: Path | RemotePath, manifest: Mapping[str, Any], log: Callable[[str], None]
 ) -> dict[tuple[int, int], tuple[str, int]]:
     """Returns the images of the existing splits, (split, number of the image) by (bytes, content hash)."""
     known: dict[tuple[int, int], tuple[str, int]] = {}
@@ -231,7 +239,7 @@ def _known_images(
     return known
 
 
-def _earlier_classes(output: Path) -> Callable[[str, int], str]:
+def _earlier_classes(output: Path | RemotePath) -> Callable[[str, int], str]:
     """Returns a function from split and number of an image in a dataset to its category (`Source.category`)."""
     opened = functools.cache(open_dataset)
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from convoy.core.errors import DataError
+from convoy.core.remote import RemotePath
 from convoy.core.text import counted
 
 _ON, _OFF = ("1", "1.0"), ("0", "0.0")  # programs write whole numbers of a column with gaps with a decimal
@@ -23,7 +24,7 @@ def split_labels(cell: str, delimiter: str) -> tuple[str, ...]:
     return tuple(sorted({label.strip() for label in cell.split(delimiter)} - {""}))
 
 
-def class_columns(path: Path, header: Sequence[str], used: Sequence[int]) -> dict[str, int]:
+def class_columns(path: Path | RemotePath, header: Sequence[str], used: Sequence[int]) -> dict[str, int]:
     """Returns the columns of a CSV that are classes, by name: all but those that are used for something else.
 
     Raises:
@@ -43,7 +44,9 @@ def class_columns(path: Path, header: Sequence[str], used: Sequence[int]) -> dic
     return columns
 
 
-def one_hot_labels(path: Path, line: int, row: Sequence[str], columns: Mapping[str, int]) -> tuple[str, ...]:
+def one_hot_labels(
+    path: Path | RemotePath, line: int, row: Sequence[str], columns: Mapping[str, int]
+) -> tuple[str, ...]:
     """Returns the classes whose column is 1 in a row, sorted.
 
     Raises:
@@ -62,7 +65,9 @@ def one_hot_labels(path: Path, line: int, row: Sequence[str], columns: Mapping[s
     return tuple(sorted(labels))
 
 
-def refuse_one_hot(path: Path, header: Sequence[str], rows: Sequence[tuple[int, list[str]]], category: str) -> None:
+def refuse_one_hot(
+    path: Path | RemotePath, header: Sequence[str], rows: Sequence[tuple[int, list[str]]], category: str
+) -> None:
     """Raises a DataError if a CSV without the column of categories has columns of 0 and 1 instead."""
     columns = [
         name
@@ -77,7 +82,7 @@ def refuse_one_hot(path: Path, header: Sequence[str], rows: Sequence[tuple[int, 
         )
 
 
-def note_on_lists(path: Path, categories: Set[str]) -> tuple[str, ...]:
+def note_on_lists(path: Path | RemotePath, categories: Set[str]) -> tuple[str, ...]:
     """Returns a note if categories look like lists of others: all parts of one are categories too."""
     for separator in _SEPARATORS:
         lists = [

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from convoy.core.errors import UsageError, did_you_mean
+from convoy.core.remote import RemotePath
 from convoy.input_pipeline.convert import metadata
 from convoy.input_pipeline.convert.sources import Sources, Table
 from convoy.input_pipeline.convert.split_folders import find_splits
 from convoy.input_pipeline.dataset.layout import RecordFormat
-from convoy.input_pipeline.dataset.open import MANIFEST, open_dataset
+from convoy.input_pipeline.dataset.open import MANIFEST, has_manifest, open_dataset
 from convoy.input_pipeline.images.pixels import Limits
 
 ENCODINGS = ("keep", "jpeg", "png", "raw")
@@ -29,7 +30,7 @@ class Options:
 
     Attributes:
       images: folder of images, or directory of records of another tool.
-      output: dataset directory, new or existing.
+      output: dataset directory, new or existing, local or in an object store.
       table: CSV of file names and categories; None takes each subfolder of `images` as a class.
       split: split to write.
       validation_fraction: share of the images, in [0, 1), for the split `validation`. None is 0.1 for the split `train`
@@ -57,7 +58,7 @@ class Options:
     """
 
     images: Path
-    output: Path
+    output: Path | RemotePath
     table: Table | None = None
     split: str = "train"
     validation_fraction: float | None = None
@@ -198,7 +199,10 @@ def check(options: Options) -> dict[str, Any] | None:
             + ("" if own else ", or pass --splits")
         )
     output = options.output
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if isinstance(output, RemotePath):
+        if not has_manifest(output):  # an interrupted upload may have left other files
+            return None
+    elif not output.exists() or (output.is_dir() and not any(output.iterdir())):
         # A new dataset is renamed to `output` as a whole, which replaces neither links nor mount points.
         if output.is_symlink():
             raise UsageError(f"--output={output} is a link. Pass its target, --output={output.resolve()}")
@@ -207,7 +211,7 @@ def check(options: Options) -> dict[str, Any] | None:
                 f"--output={output} is a mount point. Pass a folder inside it, such as --output={output}/data"
             )
         return None
-    if not (output / MANIFEST).is_file():
+    elif not (output / MANIFEST).is_file():
         raise UsageError(
             f"--output={output} exists and is not a dataset (it has no {MANIFEST}). Pass a new or an empty folder"
         )

@@ -185,7 +185,7 @@ def _listed(files: Sequence[NamedFile], columns: Columns, request: Request, log:
     labels = Labels(columns.class_names)
     images: list[Source] = []
     bad: list[tuple[Source, str]] = []
-    with spool(Path(request.output)) as copies:
+    with spool(request.local_output) as copies:
         log(
             f"{given}: copying the images of --image_column={columns.image} to a temporary file next to "
             f"{request.output}; labels are from --label_column={columns.label}."

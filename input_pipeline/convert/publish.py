@@ -17,7 +17,9 @@ from pathlib import Path
 
 from convoy.core.errors import UsageError
 from convoy.core.files import PARTIAL_SUFFIX, locked, replace
+from convoy.core.remote import RemotePath, in_parallel, upload
 from convoy.input_pipeline.dataset.open import MANIFEST, read_manifest
+from convoy.input_pipeline.dataset.storage import local_place
 
 _LOCK = "lock"
 _BEFORE = "before"  # copies of files that are being replaced
@@ -65,8 +67,11 @@ class WorkingDirectory:
                 path.unlink()
 
 
-def working_folder(output: Path, split: str) -> WorkingDirectory:
+def working_folder(output: Path | RemotePath, split: str) -> WorkingDirectory:
     """Returns the working folder of the conversion of a dataset, or of a further split of it; it may not exist."""
+    if isinstance(output, RemotePath):
+        place = local_place(output)
+        return WorkingDirectory(place.with_name(f"{place.name}.{split}.partial"))
     output = output.absolute()
     if (output / MANIFEST).exists():
         return WorkingDirectory(output / f"{split}.partial")
@@ -74,21 +79,24 @@ def working_folder(output: Path, split: str) -> WorkingDirectory:
 
 
 @contextlib.contextmanager
-def working_directory(output: Path, split: str) -> Iterator[WorkingDirectory]:
+def working_directory(output: Path | RemotePath, split: str) -> Iterator[WorkingDirectory]:
     """Creates and locks the working folder; on exit removes it unless it has finished work.
 
-    It is inside `output` if that is a dataset, and next to it otherwise, so that both are on the same disk.
+    It is inside `output` if that is a dataset, and next to it otherwise, so that both are on the same disk. For an
+    object store it is in the cache folder.
 
     Raises:
       UsageError: another conversion is writing `output`, or the folder exists with other files in it.
       OSError: it cannot be created.
     """
     work = working_folder(output, split)
-    adds = work.folder.parent == output.absolute()
+    adds = not isinstance(output, RemotePath) and work.folder.parent == output.absolute()
     missing = [folder for folder in work.folder.parents if not folder.exists()]
     with contextlib.ExitStack() as locks:
         locks.callback(_remove_empty, work.folder)  # NFS keeps a folder until the lock in it is closed
-        if adds:  # conversions of different splits have separate working folders, but share the manifest
+        if adds and isinstance(
+            output, Path
+        ):  # conversions of different splits have separate working folders, but share the manifest
             locks.enter_context(_locked(output, output))
         if os.path.lexists(work.folder) and not _is_ours(work):
             raise UsageError(
@@ -98,7 +106,7 @@ def working_directory(output: Path, split: str) -> Iterator[WorkingDirectory]:
         work.dataset.mkdir(parents=True, exist_ok=True)
         work.marks.mkdir(exist_ok=True)
         locks.enter_context(_locked(work.folder / _LOCK, output))
-        if adds:
+        if adds and isinstance(output, Path):
             first = WorkingDirectory(output.absolute().with_name(f"{output.name}.partial"))
             if _is_ours(first) and not first.dataset.exists():
                 shutil.rmtree(first.folder, ignore_errors=True)  # left by a kill right after publishing
@@ -134,7 +142,7 @@ def _is_ours(work: WorkingDirectory) -> bool:
     return work.folder.is_dir() and all(path.name in own for path in work.folder.iterdir())
 
 
-def _locked(path: Path, output: Path) -> contextlib.AbstractContextManager[None]:
+def _locked(path: Path, output: Path | RemotePath) -> contextlib.AbstractContextManager[None]:
     return locked(
         path,
         f"--output={output}: another conversion is writing it (lock: {path}). Wait until it ends, or pass another "
@@ -151,14 +159,21 @@ def _recover_shards(work: WorkingDirectory, output: Path) -> None:
                 os.replace(output / name, work.dataset / name)
 
 
-def publish(work: WorkingDirectory, output: Path) -> None:
+def publish(work: WorkingDirectory, output: Path | RemotePath) -> None:
     """Renames the dataset's files into `output`: a new dataset in one step, a further split with the manifest last.
+
+    To an object store they are uploaded, the manifest last: until then a reader sees the dataset as it was.
 
     Raises:
       OSError: a file cannot be renamed; `output` is unchanged.
+      ConvoyError: a file cannot be uploaded.
     """
     output = output.absolute()
-    if (output / MANIFEST).exists():
+    if isinstance(output, RemotePath):
+        names = {path.name for path in work.dataset.iterdir()} - {MANIFEST}
+        for some in (sorted(names), [MANIFEST]):
+            in_parallel(lambda name: upload(work.dataset / name, output / name), some)
+    elif (output / MANIFEST).exists():
         _add(work, output)
     else:
         replace(work.dataset, output)

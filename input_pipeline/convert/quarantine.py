@@ -8,11 +8,13 @@ from typing import Any
 
 from convoy.core.errors import DataError
 from convoy.core.files import write_whole
-from convoy.core.reading import parsed_json, read_file
+from convoy.core.reading import parsed_json
+from convoy.core.remote import RemotePath
 from convoy.input_pipeline.convert.marks import Shard
 from convoy.input_pipeline.convert.plan import Duplicates
 from convoy.input_pipeline.convert.sources import Sources, Table
 from convoy.input_pipeline.dataset.open import DUPLICATE, NO_IMAGE, NOT_NAMED, QUARANTINE
+from convoy.input_pipeline.dataset.storage import content_of
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class LeftOut:
     reason: str
 
 
-def read(output: Path, manifest: Mapping[str, Any] | None) -> list[LeftOut]:
+def read(output: Path | RemotePath, manifest: Mapping[str, Any] | None) -> list[LeftOut]:
     """Returns the lines of the existing splits of a dataset.
 
     Args:
@@ -36,10 +38,12 @@ def read(output: Path, manifest: Mapping[str, Any] | None) -> list[LeftOut]:
       DataError: the file cannot be read.
     """
     path = output / QUARANTINE
-    if manifest is None or not path.exists():
+    if manifest is None:
         return []
     try:
-        left_out = [LeftOut(**parsed_json(line)) for line in read_file(path).splitlines()]
+        left_out = [LeftOut(**parsed_json(line)) for line in content_of(path).splitlines()]
+    except FileNotFoundError:
+        return []
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({error}). Fix it, or delete it and lose its list") from None
     # A conversion that was killed while publishing may have left lines of its own split.

@@ -15,6 +15,7 @@ from convoy.core.errors import UsageError
 from convoy.input_pipeline.convert.options import VALIDATION, Options
 from convoy.input_pipeline.convert.sources import Table
 from convoy.input_pipeline.dataset.layout import RecordFormat
+from convoy.input_pipeline.dataset.storage import dataset_path, local_place
 
 Log = Callable[[str], None]
 
@@ -24,7 +25,7 @@ class Request:
     """What to convert. Empty texts and None stand for what is not given.
 
     Attributes:
-      output: dataset directory.
+      output: dataset directory, local or in an object store.
       origin: where the images are from: values of the flags of `source_kinds`, by name.
       table: as in `Options`.
       split: as in `Options`.
@@ -51,6 +52,11 @@ class Request:
     def default_split(self) -> str:
         """The split of images that have none of their own."""
         return next(iter(self.splits or [self.split or "train"]))
+
+    @property
+    def local_output(self) -> Path:
+        """The local path of the dataset, or of what is built of it before it is uploaded."""
+        return local_place(dataset_path(self.output))
 
     @property
     def is_dry_run(self) -> bool:
@@ -92,7 +98,7 @@ class Request:
     def options(self, images: Path, **found: Any) -> Options:  # noqa: ANN401
         """Returns the options for images; `found` are fields that the source determines."""
         fields = {
-            "output": Path(self.output),
+            "output": dataset_path(self.output),
             "table": self.table,
             "split": self.split or "train",
             "splits": self.splits,

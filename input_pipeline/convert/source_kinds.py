@@ -15,10 +15,10 @@ from convoy.input_pipeline.convert.imagenet import opened_imagenet
 from convoy.input_pipeline.convert.options import Options
 from convoy.input_pipeline.convert.parquet_sources import opened_parquet
 from convoy.input_pipeline.convert.request import Log, Request
+from convoy.input_pipeline.convert.staging import staged
 from convoy.input_pipeline.convert.stream import opened_images
 from convoy.input_pipeline.convert.tar_sources import opened_tars
 from convoy.input_pipeline.convert.tfds_sources import opened_records, opened_tfds
-from convoy.input_pipeline.dataset.storage import is_remote
 
 
 class SourceKind(NamedTuple):
@@ -61,7 +61,6 @@ def options_of(request: Request, log: Log) -> Iterator[Options]:
       UsageError: no source or several are given, or arguments exclude each other.
       DataError: the source cannot be read.
     """
-    _refuse_remote(request)
     if request.splits and (request.split or request.validation_fraction is not None):
         splits = ",".join(f"{name}:{share:g}" for name, share in request.splits.items())
         raise UsageError(f"--splits={splits} cannot be combined with --split or --validation_fraction. Omit them")
@@ -81,16 +80,5 @@ def options_of(request: Request, log: Log) -> Iterator[Options]:
         raise UsageError(f"--{source}={request.text(source)}: must be one path or name, as {kind.example}")
     if not kind.table:
         request.refuse(source, ("table",), "its own categories")
-    with kind.opened(request, log) as options:
+    with staged(request, log) as local, kind.opened(local, log) as options:
         yield options
-
-
-def _refuse_remote(request: Request) -> None:
-    paths = {flag: request.text(flag) for flag in request.origin} | {"output": request.output}
-    paths["manifest"] = str(request.table.path) if request.table else ""
-    for name, path in paths.items():
-        if is_remote(path):
-            raise UsageError(
-                f"--{name}={path}: convert reads and writes local folders only. Copy or mount the images, convert them "
-                "to a local folder, and copy the result to the bucket"
-            )

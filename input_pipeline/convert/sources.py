@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from convoy.core.errors import DataError, did_you_mean
+from convoy.core.remote import RemotePath
 from convoy.core.text import counted, one_line
 from convoy.input_pipeline.convert import label_columns
 from convoy.input_pipeline.convert.folders import (
@@ -123,7 +124,7 @@ class Table:
       one_hot: whether all other columns are classes, with 1 for the images that have them and 0 for others.
     """
 
-    path: Path
+    path: Path | RemotePath
     filename_column: str = "filename"
     category_column: str = "category"
     group_column: str = ""
@@ -288,7 +289,7 @@ def match_files(images: Path, filenames: Sequence[str], manifest: Path) -> list[
 
 
 def _match(
-    images: Path, filenames: Sequence[str], manifest: Path, *, skip_missing: bool = False
+    images: Path, filenames: Sequence[str], manifest: Path | RemotePath, *, skip_missing: bool = False
 ) -> tuple[list[ImageFile], list[list[ImageFile]]]:
     """Returns all files, and those that match each name: one, several with the same base name, or none.
 

@@ -53,7 +53,7 @@ def opened_images(request: Request, log: Log) -> Iterator[Options]:
 
     def listing() -> AbstractContextManager[Sources]:
         log(f"{name}: copying the images to a temporary file next to {request.output}.")
-        return spooled(images, name=name, output=Path(request.output), labels=labels)
+        return spooled(images, name=name, output=request.local_output, labels=labels)
 
     yield request.options(Path(name), listing=listing)
 

@@ -14,13 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convoy.core.errors import DataError, UsageError, did_you_mean
+from convoy.core.remote import RemotePath
 from convoy.core.text import counted, one_line
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _LONGEST_FIELD = 2**20  # bytes; an unclosed quote makes one field of the rest of the file
 
 
-def read_table(path: Path, *, delimiter: str = "", encoding: str = "") -> tuple[list[str], list[tuple[int, list[str]]]]:
+def read_table(
+    path: Path | RemotePath, *, delimiter: str = "", encoding: str = ""
+) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Returns the header of a CSV, and its rows as (number of the last line, fields) without blank rows.
 
     Args:
@@ -58,7 +61,7 @@ def read_table(path: Path, *, delimiter: str = "", encoding: str = "") -> tuple[
     return header, rows
 
 
-def column_indices(path: Path, header: Sequence[str], wanted: Sequence[str], fix: str = "") -> list[int]:
+def column_indices(path: Path | RemotePath, header: Sequence[str], wanted: Sequence[str], fix: str = "") -> list[int]:
     """Returns the indices of columns in a CSV's header.
 
     Args:
@@ -83,7 +86,7 @@ def column_indices(path: Path, header: Sequence[str], wanted: Sequence[str], fix
     return [header.index(column) for column in wanted]
 
 
-def _text(path: Path, encoding: str) -> str:
+def _text(path: Path | RemotePath, encoding: str) -> str:
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -119,7 +119,7 @@ def _listed(
                 with open(path, "rb") as archive:
                     if decompress := _decompressor(archive):
                         if folder is None:
-                            folder = copies.enter_context(scratch_folder(Path(request.output), "images"))
+                            folder = copies.enter_context(scratch_folder(request.local_output, "images"))
                             log(f"{given}: decompressing to {folder}.")
                         path = folder / f"{number}.tar"
                         _decompress(decompress(archive), path)

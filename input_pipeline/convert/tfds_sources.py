@@ -90,7 +90,7 @@ def _of_builder(name: str, folder: Path) -> Path:
 def opened_records(request: Request, log: Log) -> Iterator[Options]:
     """Yields the options for a folder of TFRecords, with the splits of their names; compressed ones are copied."""
     source = f"--tfrecords={request.text('tfrecords')}"
-    with uncompressed(Path(request.text("tfrecords")), Path(request.output), log) as folder:
+    with uncompressed(Path(request.text("tfrecords")), request.local_output, log) as folder:
         dataset = open_dataset(
             folder,
             request.record_format,

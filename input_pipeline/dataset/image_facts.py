@@ -5,9 +5,11 @@ from typing import cast
 
 import numpy as np
 
+from convoy.core.errors import ConvoyError
 from convoy.core.npz import opened, read_array
+from convoy.core.remote import RemotePath
 from convoy.input_pipeline.dataset.index import AnyPath
-from convoy.input_pipeline.dataset.storage import RemotePath, local_copy
+from convoy.input_pipeline.dataset.storage import local_copy
 
 # The arrays, in the order of the records: stored size in pixels, bytes and `plan.content_hash` of the source file,
 # `perceptual_hash`, and whether the image was re-encoded.
@@ -29,11 +31,17 @@ def images_path(directory: AnyPath, split: str) -> AnyPath:
 
 
 def read_images(directory: Path | RemotePath, split: str) -> dict[str, np.ndarray]:
-    """Returns the arrays of images-SPLIT.npz; {} if it is missing or damaged."""
+    """Returns the arrays of images-SPLIT.npz; {} if it is missing or damaged.
+
+    Raises:
+      ConvoyError: the object store fails.
+    """
     try:
         with local_copy(images_path(directory, split)) as local, opened(local) as archive:
             types = IMAGE_TYPES | ({GROUP: np.uint64} if f"{GROUP}.npy" in archive.namelist() else {})
             columns = {name: read_array(archive, name, dtype, dimensions=1) for name, dtype in types.items()}
+    except ConvoyError:
+        raise
     except Exception:  # damaged bytes make zipfile and numpy raise anything
         return {}
     return columns if len({column.shape for column in columns.values()}) == 1 else {}

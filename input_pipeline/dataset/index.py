@@ -23,10 +23,11 @@ import numpy as np
 from convoy.core.errors import ConvoyError, DataError
 from convoy.core.npz import opened, read_array
 from convoy.core.reading import open_file
+from convoy.core.remote import RemotePath
 from convoy.input_pipeline.dataset.examples import feature_names, from_file, read_features
 from convoy.input_pipeline.dataset.label_sets import starts
 from convoy.input_pipeline.dataset.records import CONVERT, FRAME_OVERHEAD, HEADER_BYTES, walk
-from convoy.input_pipeline.dataset.storage import RemotePath, local_copy
+from convoy.input_pipeline.dataset.storage import local_copy
 
 AnyPath = TypeVar("AnyPath", bound=Path | RemotePath)
 
@@ -81,6 +82,7 @@ def load(path: Path | RemotePath, sizes: Sequence[int], *, multi_label: bool = F
 
     Raises:
       IndexUnusableError: the index is missing or damaged, or does not match the shards.
+      ConvoyError: the object store fails.
     """
     try:
         with local_copy(path) as local, opened(local) as archive:
@@ -88,7 +90,7 @@ def load(path: Path | RemotePath, sizes: Sequence[int], *, multi_label: bool = F
             arrays = {name: read_array(archive, name, dtype, dimensions=1) for name, dtype in types.items()}
     except FileNotFoundError:
         raise IndexUnusableError("is missing") from None
-    except MemoryError:
+    except (MemoryError, ConvoyError):
         raise
     except Exception as error:  # damaged bytes make zipfile and numpy raise anything
         raise IndexUnusableError(f"cannot be read ({error})") from None

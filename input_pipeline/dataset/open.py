@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convoy.core.errors import DataError, UsageError, did_you_mean
-from convoy.core.reading import parsed_json, read_json
+from convoy.core.reading import parsed_json
+from convoy.core.remote import RemotePath, is_remote
 from convoy.core.text import counted, megabytes
 from convoy.input_pipeline.dataset import external, index
 from convoy.input_pipeline.dataset.external_images import check_first_images
@@ -34,7 +35,7 @@ from convoy.input_pipeline.dataset.index import INDEX_TYPES, RecordKeys, index_p
 from convoy.input_pipeline.dataset.layout import Layout, RecordFormat, read_class_names
 from convoy.input_pipeline.dataset.source import Source, SourceName, open_sources, source_name
 from convoy.input_pipeline.dataset.split import Split
-from convoy.input_pipeline.dataset.storage import RemotePath, dataset_path, is_remote, similar_folder
+from convoy.input_pipeline.dataset.storage import content_of, dataset_path, similar_folder
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -168,7 +169,7 @@ def open_dataset(
     """Opens a dataset directory, or the sources of a user.
 
     Args:
-      directory: output of `convoy convert`, local or `SCHEME://...` of a TensorFlow file system; or a local directory
+      directory: output of `convoy convert`, local or in an object store (`s3://bucket/data`); or a local directory
         prepared by TFDS or with TFRecord shards (`external`); or a source, sources by split, or where to find them:
         `FILE.py:NAME`, `package.module:NAME` or a registered name; or a dataset that is open, which is returned.
       record_format: what is known about the records of other tools.
@@ -272,8 +273,10 @@ def _open_external(directory: Path, layout: Layout, given: RecordFormat, keep_in
     return Dataset(directory, layout.name, class_names, tuple(opened), {}, opened, record_format)
 
 
-def has_manifest(directory: Path) -> bool:
+def has_manifest(directory: Path | RemotePath) -> bool:
     """Returns whether a directory was written by `convoy convert`."""
+    if isinstance(directory, RemotePath):
+        return (directory / MANIFEST).is_file()
     try:
         os.lstat(directory / MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
@@ -296,7 +299,7 @@ def read_manifest(directory: Path | RemotePath) -> dict[str, Any]:
                 f"dataset directory {directory} does not exist{similar_folder(directory)}. "
                 f"Create it with `convoy convert --images=... --output={directory}`."
             )
-        manifest = read_json(path) if isinstance(path, Path) else parsed_json(path.read_bytes())
+        manifest = parsed_json(content_of(path))
         version = manifest["format_version"]
     except FileNotFoundError:
         raise DataError(
@@ -350,8 +353,9 @@ def _open_split(
 ) -> Split:
     shard_paths = tuple(directory / shard["file"] for shard in entry["shards"])
     sizes = [shard["bytes"] for shard in entry["shards"]]
+    listed = directory.files() if isinstance(directory, RemotePath) else None  # one request instead of one per shard
     for shard_path, size in zip(shard_paths, sizes, strict=True):
-        _check_size(shard_path, size)
+        _check_size(shard_path, size, listed)
     path = index_path(directory, name)
     try:
         arrays = index.load(path, sizes, multi_label=multi_label)
@@ -394,10 +398,11 @@ def _contradiction(arrays: Mapping[str, np.ndarray], entry: Mapping[str, Any], n
     return ""
 
 
-def _check_size(path: Path | RemotePath, size: int) -> None:
+def _check_size(path: Path | RemotePath, size: int, listed: Mapping[str, int] | None) -> None:
+    """Compares the size of a shard; `listed` has the sizes of all files of a remote directory by name."""
     try:
-        found = path.stat().st_size
-    except OSError:
+        found = path.stat().st_size if listed is None else listed[path.name]
+    except (OSError, KeyError):
         raise DataError(f"shard {path} is missing; copy the dataset again, or convert again") from None
     if found != size:
         raise DataError(

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from convoy.core.remote import RemotePath
 from convoy.input_pipeline.dataset.index import INDEX_TYPES, NUM_LABELS, RecordKeys
 from convoy.input_pipeline.dataset.label_sets import LabelSets
 from convoy.input_pipeline.dataset.records import CONVERT, Locations
 from convoy.input_pipeline.dataset.source import OpenedSource
-from convoy.input_pipeline.dataset.storage import RemotePath
 
 
 @dataclass(frozen=True)

@@ -1,36 +1,28 @@
-"""Dataset storage: local directories and all other TensorFlow file systems (`gs://bucket/data`).
+"""Dataset storage: local directories, and object stores (`s3://bucket/data`).
 
-    directory = dataset_path("gs://bucket/data")      # pathlib.Path, or RemotePath for SCHEME://
+    directory = dataset_path("s3://bucket/data")      # pathlib.Path, or RemotePath for SCHEME://
     (directory / "manifest.json").read_text()
     shards = Shards([directory / "a.tfrecord"])
     shards.read(0, offset=4096, size=100)
 
-Local files are read with `os.pread`, without importing TensorFlow.
+Local files are read with `os.pread`, remote ones by ranged requests (`core.remote`).
 """
 
 import contextlib
 import errno
+import hashlib
 import os
-import re
 import resource
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
-from convoy.core.errors import ConvoyError, DataError, UsageError, did_you_mean
-from convoy.core.reading import check_file
-from convoy.input_pipeline.tf_startup import start_tensorflow
+from convoy.core.downloads import cache_folder
+from convoy.core.errors import ConvoyError, DataError, did_you_mean
+from convoy.core.reading import check_file, read_file
+from convoy.core.remote import RemotePath, download, is_remote
 
 _OTHER_FILES = 256  # reserve for TensorFlow, worker processes and the run directory
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-
-
-def is_remote(path: object) -> bool:
-    """Returns whether a path is read through TensorFlow: it begins with `SCHEME://` (also `file://` and `ram://`)."""
-    return bool(_SCHEME.match(str(path)))
 
 
 def dataset_path(directory: "str | os.PathLike[str] | RemotePath") -> "Path | RemotePath":
@@ -40,75 +32,27 @@ def dataset_path(directory: "str | os.PathLike[str] | RemotePath") -> "Path | Re
     return RemotePath(str(directory).rstrip("/")) if is_remote(directory) else Path(directory)
 
 
+def local_place(directory: Path | RemotePath) -> Path:
+    """Returns a local directory itself; of a remote one, the path in the cache folder at which it is built."""
+    if not isinstance(directory, RemotePath):
+        return directory
+    digest = hashlib.sha256(directory.text.encode()).hexdigest()[:8]
+    return cache_folder() / "uploads" / f"{directory.name}-{digest}"
+
+
+def content_of(path: Path | RemotePath) -> bytes:
+    """Returns a file's content. Raises OSError if it cannot be read, and as the methods of `RemotePath`."""
+    return path.read_bytes() if isinstance(path, RemotePath) else read_file(path)
+
+
 def similar_folder(missing: "Path | RemotePath") -> str:
     """Returns ` (did you mean 'x'?)` for the most similar name of the folders next to `missing`, or ""."""
     parent = missing.parent
+    if isinstance(parent, RemotePath):  # without a request per entry, and not of all buckets
+        names = (entry.name for entry in parent.iterdir()) if is_remote(parent) and parent.is_dir() else ()
+        return did_you_mean(missing.name, names)
     folders = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
     return did_you_mean(missing.name, folders)
-
-
-@dataclass(frozen=True)
-class RemotePath:
-    """A path `SCHEME://...`, with the part of the `pathlib.Path` interface that opening a dataset needs.
-
-    `pathlib` would collapse the double slash. `text` has no trailing slash. Failed reads raise OSError.
-    """
-
-    text: str
-
-    def __truediv__(self, name: str) -> "RemotePath":
-        """Returns the path of an entry."""
-        return RemotePath(f"{self.text}/{name}")
-
-    def __str__(self) -> str:
-        """Returns the text."""
-        return self.text
-
-    @property
-    def name(self) -> str:
-        """The last component."""
-        return self.text.rpartition("/")[2]
-
-    @property
-    def parent(self) -> "RemotePath":
-        """The path without the last component."""
-        return RemotePath(self.text.rpartition("/")[0])
-
-    def resolve(self) -> "RemotePath":
-        """Returns itself: remote paths are absolute."""
-        return self
-
-    def is_dir(self) -> bool:
-        """Returns whether this is an existing directory."""
-        with contextlib.suppress(FileNotFoundError), _os_errors(self) as gfile:
-            return gfile.stat(self.text).is_directory  # `isdir` is also False for an unknown scheme
-        return False
-
-    def is_file(self) -> bool:
-        """Returns whether this is an existing file."""
-        with contextlib.suppress(FileNotFoundError), _os_errors(self) as gfile:
-            return not gfile.stat(self.text).is_directory
-        return False
-
-    def iterdir(self) -> "Iterator[RemotePath]":
-        """Yields the entries of the directory."""
-        with _os_errors(self) as gfile:
-            names = gfile.listdir(self.text)
-        yield from (self / name.rstrip("/") for name in sorted(names))
-
-    def stat(self) -> SimpleNamespace:
-        """Returns an object with `st_size`, the size in bytes."""
-        with _os_errors(self) as gfile:
-            return SimpleNamespace(st_size=gfile.stat(self.text).length)
-
-    def read_bytes(self) -> bytes:
-        """Returns the file's content."""
-        with _os_errors(self) as gfile, gfile.GFile(self.text, "rb") as file:
-            return file.read()
-
-    def read_text(self, encoding: str = "utf-8") -> str:
-        """Returns the file's content as text."""
-        return self.read_bytes().decode(encoding)
 
 
 @contextlib.contextmanager
@@ -116,15 +60,15 @@ def local_copy(path: Path | RemotePath) -> Iterator[Path]:
     """Yields a local path with the same content, for code that needs a file: `path` itself if it is local.
 
     Raises:
-      OSError: it cannot be read.
+      OSError: it is missing, or there is no space for the copy.
+      ConvoyError: as the methods of `RemotePath`.
     """
     if not isinstance(path, RemotePath):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="convoy-") as folder:
         local = Path(folder) / path.name
-        with _os_errors(path) as gfile:
-            gfile.copy(str(path), str(local))
+        download(path, local)
         yield local
 
 
@@ -132,7 +76,7 @@ class Shards:
     """The open files of a split; safe to use from several threads."""
 
     def __init__(self, paths: Sequence[Path | RemotePath]):
-        """Opens local files; remote ones are opened for each read.
+        """Opens local files; of remote ones each read is a request.
 
         Raises:
           DataError: a file cannot be opened.
@@ -161,7 +105,7 @@ class Shards:
         )
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
-        """Returns `size` bytes of a shard from `offset` on, fewer at its end.
+        """Returns `size` bytes of a shard from `offset` on, of a local one fewer at its end.
 
         Raises:
           ConvoyError: the file system fails. Not a DataError, since it may be temporary and no record is at fault.
@@ -169,9 +113,9 @@ class Shards:
         try:
             if self._descriptors:
                 return os.pread(self._descriptors[shard], size, offset)
-            with _os_errors(self.paths[shard]) as gfile, gfile.GFile(str(self.paths[shard]), "rb") as file:
-                file.seek(offset)
-                return file.read(size)
+            path = self.paths[shard]
+            assert isinstance(path, RemotePath)
+            return path.read_range(offset, size)
         except OSError as error:
             raise ConvoyError(
                 f"{self.paths[shard]}: bytes {offset} to {offset + size} cannot be read ({error.strerror or error})"
@@ -192,24 +136,3 @@ def _make_room_for_files(number: int) -> None:
         if soft != resource.RLIM_INFINITY and soft < wanted:
             most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-@contextlib.contextmanager
-def _os_errors(path: Path | RemotePath) -> Iterator[ModuleType]:
-    """Yields `tf.io.gfile`; its errors become OSError, an unknown scheme becomes UsageError."""
-    if "tensorflow" not in sys.modules:
-        start_tensorflow()
-    import tensorflow as tf
-
-    try:
-        yield tf.io.gfile
-    except tf.errors.UnimplementedError:
-        scheme = str(path).partition("://")[0]
-        raise UsageError(
-            f"{path}: this TensorFlow has no file system for {scheme}://. Mount it, or copy the dataset to a local "
-            "directory."
-        ) from None
-    except tf.errors.NotFoundError:
-        raise FileNotFoundError(2, os.strerror(2), str(path)) from None
-    except tf.errors.OpError as error:
-        raise OSError(f"{path}: {error.message}") from None

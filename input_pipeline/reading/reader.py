@@ -9,8 +9,8 @@ Stages: position -> index (`sampler`) -> records, checksums verified (`record_re
 parallel (`decode`) -> batch -> host part of the augmentation. The reader keeps no position state: step `t` starts at
 position `t * global_batch_size`.
 
-With global shuffle, records are read one by one from a local directory. With striped shuffle they are read by long
-range reads (`windows`), from a local directory or any TensorFlow file system (`storage`). Records that cannot be used
+With global shuffle, records are read one by one, those of an object store by many requests at a time. With striped
+shuffle they are read by long range reads (`windows`). Records that cannot be used
 end the iteration or are replaced (`substitutes`). Decoded images can be cached across epochs (`cache`).
 """
 
@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from convoy.core.errors import ConvoyError, UsageError
+from convoy.core.errors import ConvoyError
 from convoy.core.processes import usable_cores
 from convoy.input_pipeline.augment.apply import on_host
 from convoy.input_pipeline.augment.pipeline import Operation
@@ -75,7 +75,7 @@ class Reader:
           split: what to read.
           crop: how the host crops and resizes training images. Evaluation resizes whole images in the same way.
           draws: random numbers per training image, at least `CROP_DRAWS`.
-          sampler: the order; by default a global shuffle. Training on a remote store requires a striped one.
+          sampler: the order; by default a global shuffle.
           on_corrupt: `raise` or `substitute`. Evaluation always raises: a metric over other images than the split's
             would not be comparable.
           cache: of decoded images.
@@ -109,15 +109,9 @@ class Reader:
           Of a multi-label split `label` is [replica_batch, num_classes] float32, 1 for each label, else 0.
 
         Raises:
-          UsageError: the shards are remote and the shuffle is global.
           tf.errors.OpError: while iterating: a record cannot be used; `explain` returns which. With substitution, if
             only decoding failed, call `recover` and iterate again from the step that failed.
         """
-        if self._records.shards.are_remote and not self._sampler.stripes:
-            raise UsageError(
-                f"{self._records.shards.paths[0].parent}: global shuffle reads single records and needs a local "
-                "directory. Pass --config.shuffle=striped."
-            )
 
         def locate(positions: np.ndarray) -> dict[str, np.ndarray]:
             indices, epochs = self._sampler.locate(positions, seed)

@@ -66,8 +66,6 @@ class RecordReader:
           RecordError: a record's length or checksum is wrong; names shard, offset and image index.
           ConvoyError: the file system fails.
         """
-        if self._ranges and self.shards.are_remote:
-            return self._checked(self._ranges.read(indices), indices)
         return self._payloads(indices)
 
     def read_training(
@@ -169,9 +167,11 @@ class RecordReader:
         return RecordError(path, offset=offset, index=int(index), reason=reason, fix=fix)
 
     def _payloads(self, indices: np.ndarray) -> list[bytes]:
-        """Returns the payloads of single records, [n]."""
+        """Returns the payloads of records that need not be neighbors, [n]."""
         if self._split.source:
             return self._split.source.records(indices)
+        if self._ranges and self.shards.are_remote:
+            return self._checked(self._ranges.read(indices), indices)
         return self._checked(self._single_frames(indices), indices)
 
     def _checked(self, frames: Iterator[bytes], indices: np.ndarray) -> list[bytes]:

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from convoy.core.remote import PARALLEL_REQUESTS
 from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD
 from convoy.input_pipeline.dataset.storage import Shards
@@ -22,7 +23,7 @@ from convoy.input_pipeline.reading.order import Stripes, striped_positions_to_im
 
 # Long enough to hide the request latency; a window still takes several parallel reads.
 _READ_BYTES = 8 * 2**20
-_PARALLEL_READS = 8
+_PARALLEL_READS = 8  # of local files
 _SKIPPED_BYTES = 2**16  # reading through a gap up to this size is faster than a new request
 _PARALLEL_CALLS = 2  # of `read_windows`, by the reader's pipeline
 # Sizes of windows and of their pieces. Do not change: resumed runs must compute the same sample order.
@@ -65,7 +66,8 @@ class RangeReader:
         """
         self._split = split
         self._shards = shards
-        self._pool = ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="range-reads")
+        parallel = PARALLEL_REQUESTS if shards.are_remote else _PARALLEL_READS
+        self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="range-reads")
         self._windows: dict[tuple[int, int], _Range] = {}  # by seed and first position
         self._recent: collections.deque[set[tuple[int, int]]] = collections.deque(maxlen=_PARALLEL_CALLS)
         self._lock = threading.Lock()

@@ -7,17 +7,18 @@ record; without an index the rest of the shard is unreadable.
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 
 from convoy.core.finding import Severity
 from convoy.core.reading import open_file
+from convoy.core.remote import RemotePath
 from convoy.input_pipeline.dataset.examples import Values, from_bytes, read_features
 from convoy.input_pipeline.dataset.external_images import ENCODE, image_problem
 from convoy.input_pipeline.dataset.index import NUM_LABELS, idx_lines, index_types, label_of, labels_of
 from convoy.input_pipeline.dataset.label_sets import LabelSets
 from convoy.input_pipeline.dataset.records import FOOTER_BYTES, FRAME_OVERHEAD, HEADER_BYTES, frame_length, masked_crc
+from convoy.input_pipeline.dataset.storage import dataset_path, local_copy
 from convoy.input_pipeline.images.kinds import not_decoded_in_training
 from convoy.input_pipeline.images.pixels import refused_size
 from convoy.input_pipeline.images.worker_pool import report_progress
@@ -43,10 +44,11 @@ def check_shard(task: ShardTask) -> ShardReport:
 
     Raises:
       StoppedError: the check was cancelled.
+      ConvoyError: the object store fails.
     """
     check = _Check(task)
     try:
-        with open_file(task.path, buffering=0) as file:
+        with local_copy(dataset_path(task.path)) as local, open_file(local, buffering=0) as file:
             return check.run(file.fileno())
     except OSError as error:
         check.fault("shard-unreadable", f"cannot be read ({error.strerror})")
@@ -207,7 +209,7 @@ class _Check:
         return "label-text", f"the record's label {labels[0]} is {names[0]!r}; its text is {text!r}"
 
     def _check_idx(self) -> None:
-        path = Path(self._task.path + ".idx")
+        path = dataset_path(self._task.path + ".idx")
         name = self._task.name + ".idx"
         records = self._task.index if self._is_broken else self._arrays()
         if records is None:
@@ -215,8 +217,11 @@ class _Check:
         lines = idx_lines(records)
         try:
             # No more than the expected bytes: the file may be another, large one.
-            with open_file(path) as file:
-                same = file.read(len(lines) + 1) == lines
+            if isinstance(path, RemotePath):
+                same = path.stat().st_size == len(lines) and path.read_bytes() == lines
+            else:
+                with open_file(path) as file:
+                    same = file.read(len(lines) + 1) == lines
         except OSError as error:
             self.fault("idx-unreadable", f"cannot be read ({error.strerror})", section=INDEX, file=name)
             return

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from convoy.core.errors import DataError
+from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.core.files import write_whole
 from convoy.core.finding import Severity
 from convoy.core.npz import opened, read_array
-from convoy.core.reading import read_file, read_json
+from convoy.core.reading import parsed_json
+from convoy.core.remote import RemotePath
 from convoy.core.text import counted
 from convoy.input_pipeline.convert.metadata import LABEL_FILES, write_index
 from convoy.input_pipeline.dataset import external, index
@@ -29,6 +30,7 @@ from convoy.input_pipeline.dataset.image_facts import images_path
 from convoy.input_pipeline.dataset.index import RecordKeys
 from convoy.input_pipeline.dataset.layout import DATASET_INFO, FEATURES, Layout, RecordFormat
 from convoy.input_pipeline.dataset.open import MANIFEST, has_manifest, read_manifest
+from convoy.input_pipeline.dataset.storage import content_of, dataset_path, local_copy
 from convoy.input_pipeline.images import worker_pool
 from convoy.input_pipeline.verify.faults import DESCRIPTION, INDEX, SHARD, Fault, ShardReport, ShardTask
 from convoy.input_pipeline.verify.shard import REPAIR, UNSUITABLE, check_shard
@@ -82,7 +84,7 @@ class _Split:
 
 
 def verify(
-    directory: Path,
+    directory: Path | RemotePath,
     *,
     workers: int = 0,
     repair_index: bool = False,
@@ -92,7 +94,7 @@ def verify(
     """Checks a dataset directory.
 
     Args:
-      directory: the dataset directory.
+      directory: the dataset directory. Shards in an object store are copied to temporary files, one per worker.
       workers: number of processes; 0 is one per core.
       repair_index: whether to rebuild the indexes of the splits whose shards are intact.
       record_format: what is known about the records of other tools.
@@ -100,15 +102,23 @@ def verify(
 
     Raises:
       DataError: it is not a dataset, its manifest cannot be read, an index cannot be written, or a worker died.
+      UsageError: indexes are to be rebuilt in an object store.
     """
+    if repair_index and isinstance(directory, RemotePath):
+        raise UsageError(
+            f"--repair_index: {directory} is in an object store. Copy it to a local directory, repair it there, and "
+            "copy the index files back"
+        )
     faults: list[Fault] = []
     repaired: list[Fault] = []
     table: list[SplitReport] = []
     rebuilt: list[str] = []
     not_rebuilt: list[str] = []
     record_format = record_format or RecordFormat()
-    layout = None if has_manifest(directory) else external.find_layout(directory, record_format)
-    if layout:
+    layout = None
+    if isinstance(directory, Path) and not has_manifest(directory):
+        layout = external.find_layout(directory, record_format)
+    if layout and isinstance(directory, Path):
         splits = _external_splits(directory, layout)
         faults = list(_unnamed_shards(directory, layout))
     else:
@@ -130,7 +140,7 @@ def verify(
             split_faults += _manifest_faults(directory, split.name, split.entry, shards)
         if repair_index and any(fault.section != INDEX for fault in split_faults):
             not_rebuilt.append(split.name)
-        elif repair_index:
+        elif repair_index and isinstance(directory, Path):
             if layout:
                 external.rebuild_index(directory, layout, split.name)
             elif split_faults:
@@ -141,7 +151,7 @@ def verify(
         faults += split_faults
         table.append(_split_report(split, shards, split_faults))
     first_label = 0
-    if layout and any((report.records["label"] >= 0).any() for report in reports):
+    if layout and isinstance(directory, Path) and any((report.records["label"] >= 0).any() for report in reports):
         labels = {str(number): index.Scan(report.records, {}) for number, report in enumerate(reports)}
         try:
             first_label = external.resolve_labels(directory, layout, labels, record_format)[1].first_label or 0
@@ -162,7 +172,7 @@ def _of_all_records(faults: Sequence[Fault], records: int) -> list[Fault]:
 
 
 def _convoy_split(
-    directory: Path, name: str, entry: Mapping[str, Any], class_names: Sequence[str], *, multi_label: bool
+    directory: Path | RemotePath, name: str, entry: Mapping[str, Any], class_names: Sequence[str], *, multi_label: bool
 ) -> _Split:
     sizes = [shard["bytes"] for shard in entry["shards"]]
     arrays, problem = {}, ""
@@ -259,13 +269,13 @@ def _work(tasks: Sequence[ShardTask], workers: int, progress: Callable[[int, int
 
 def _size(path: str) -> int:
     try:
-        return Path(path).stat().st_size
+        return int(dataset_path(path).stat().st_size)
     except OSError:
         return 0
 
 
 def _manifest_faults(
-    directory: Path, split: str, entry: Mapping[str, Any], reports: Sequence[ShardReport]
+    directory: Path | RemotePath, split: str, entry: Mapping[str, Any], reports: Sequence[ShardReport]
 ) -> Iterator[Fault]:
     """Compares intact shards with the manifest's class counts and with the length of images-SPLIT.npz."""
     labels = np.concatenate([report.records["label"] for report in reports])
@@ -277,12 +287,18 @@ def _manifest_faults(
             yield _description_fault("class-counts", MANIFEST, text, split)
             break
     sidecar = images_path(directory, split)
-    if not os.path.exists(sidecar):  # unlike Path.exists, also for a name that is too long
+    if isinstance(sidecar, Path) and not os.path.exists(
+        sidecar
+    ):  # unlike Path.exists, also for a name that is too long
         return
     try:
-        with opened(sidecar) as archive:
+        with local_copy(sidecar) as local, opened(local) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             lengths = {name: len(read_array(archive, name)) for name in names}
+    except FileNotFoundError:
+        return
+    except ConvoyError:
+        raise
     except Exception as error:  # damaged bytes make zipfile and numpy raise anything
         yield _description_fault("sidecar-unreadable", sidecar.name, f"cannot be read ({error})", split)
         return
@@ -292,20 +308,20 @@ def _manifest_faults(
         yield _description_fault("sidecar-length", sidecar.name, text, split)
 
 
-def _description_faults(directory: Path, manifest: Mapping[str, Any]) -> Iterator[Fault]:
+def _description_faults(directory: Path | RemotePath, manifest: Mapping[str, Any]) -> Iterator[Fault]:
     """Compares the files that other readers use with the manifest."""
     expected_labels = "".join(f"{name}\n" for name in manifest["class_names"]).encode("utf-8")
     for name in LABEL_FILES:
         try:
-            if read_file(directory / name) != expected_labels:
+            if content_of(directory / name) != expected_labels:
                 yield _description_fault("label-file-mismatch", name, "its class names differ from the manifest's")
         except OSError as error:
             yield _description_fault("label-file-unreadable", name, f"cannot be read ({error.strerror})")
     stated = {name: [shard["images"] for shard in entry["shards"]] for name, entry in manifest["splits"].items()}
     try:
-        info = read_json(directory / DATASET_INFO)
+        info = parsed_json(content_of(directory / DATASET_INFO))
         found = {split["name"]: list(map(int, split["shardLengths"])) for split in info["splits"]}
-        read_json(directory / FEATURES)
+        parsed_json(content_of(directory / FEATURES))
     except OSError as error:
         name = Path(error.filename).name
         yield _description_fault("dataset-info-unreadable", name, f"cannot be read ({error.strerror})")

@@ -16,7 +16,7 @@ from convoy.launch.kubernetes.kubectl import Kubectl, already_exists, delete_lin
 from convoy.launch.kubernetes.manifests import manifests
 from convoy.launch.kubernetes.request import AUTO, Request, checked
 from convoy.launch.kubernetes.yaml_text import to_yaml
-from convoy.launch.trainer_command import key_variable, trains
+from convoy.launch.trainer_command import flag_value, key_variable, trains
 from convoy.launch.user_files import user_files
 from convoy.launch.worker_variables import define_env_flag
 
@@ -101,10 +101,10 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
     """
     request = requested(flags, command)
     text = to_yaml(manifests(request), header=f"{command_line(flags, command)}\n\n{_PREREQUISITE}\n{_SECRET}")
-    if not request.pvc and trains(command):
+    if not request.pvc and trains(command) and not flag_value(command, "backup"):
         print(
             "convoy: warning: no --pvc: the run directory is inside the pods and is lost at every restart. "
-            "Pass --pvc=CLAIM.",
+            "Pass --pvc=CLAIM, or --backup=s3://bucket/run after `-- train`.",
             file=sys.stderr,
         )
     for name in request.code.missing:

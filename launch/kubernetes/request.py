@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from convoy.core.cluster import DEFAULT_PORT
 from convoy.core.errors import UsageError
 from convoy.core.registry import is_code
+from convoy.core.remote import is_remote
 from convoy.launch.trainer_command import flag_value, trains
 from convoy.launch.user_files import UserFiles
 from convoy.launch.worker_variables import worker_variables
@@ -190,7 +191,7 @@ def _check_folders(request: Request) -> None:
             f"--pvc={request.pvc}, such as --mount=/mnt."
         )
     for name, folder in folders.items():
-        if not folder or is_code(folder):
+        if not folder or is_code(folder) or (name == "data" and is_remote(folder)):
             continue
         if not PurePosixPath(posixpath.normpath(folder)).is_relative_to(request.mount):
             raise UsageError(

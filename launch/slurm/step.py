@@ -18,6 +18,7 @@ from convoy.core.errors import UsageError
 from convoy.core.exit_codes import RETRYABLE
 from convoy.core.flags import FlagDefiner
 from convoy.core.registry import is_code
+from convoy.core.remote import is_remote
 from convoy.core.text import counted
 from convoy.launch.devices import gpus_per_worker
 from convoy.launch.run_files import AttemptFiles, RunFiles
@@ -260,5 +261,5 @@ def _requeue(job: str, decision: tuple[bool, str], screen: Screen) -> None:
 def _paths_of(command: Sequence[str]) -> list[str]:
     """Returns the directories that workers need: the current one, RUN, DATA and that of the disk cache."""
     named = [flag_value(command, name) for name in ("workdir", "data", "cache_dir")]
-    paths = [os.path.abspath(path) for path in named if path and not is_code(path)]
+    paths = [os.path.abspath(path) for path in named if path and not is_code(path) and not is_remote(path)]
     return list(dict.fromkeys([os.getcwd(), *paths]))

@@ -18,7 +18,7 @@ import convoy
         ({"images": "photos", "missing": "ignore"}, "missing='ignore'"),
         ({"images": "photos", "group_column": "patient"}, "group_column=patient"),
         ({"images": "photos", "tfds": "mnist"}, "tfds=mnist"),
-        ({"images": "gs://bucket/photos"}, "gs://bucket/photos"),
+        ({"images": "nosuch://bucket/photos"}, "nosuch://bucket/photos"),
         ({"images": iter([(b"", "a")]), "manifest": "photos.csv"}, "manifest"),
         ({"images": "photos", "max_megapixels": 0}, "max_megapixels=0"),
         ({"images": "photos", "encoding": "gif"}, "encoding=gif"),

@@ -5,7 +5,6 @@ import os
 
 import pytest
 
-from convoy import cli
 from convoy.core.errors import DataError, UsageError
 from convoy.input_pipeline.convert import plan, publish
 from convoy.input_pipeline.convert.convert import Options, convert
@@ -98,10 +97,3 @@ def test_missing_sidecar_of_an_earlier_split_is_logged(data, photos):
     (line,) = logged
     assert "images-train.npz" in line and "'train'" in line
     assert open_dataset(data).split("test").num_images == 14
-
-
-@pytest.mark.parametrize("flag", ["images", "output"])
-def test_bucket_is_rejected(tmp_path, flag, capsys):
-    flags = {"images": str(tmp_path), "output": str(tmp_path / "data"), flag: "gs://bucket/x"}
-    assert cli.main(["convoy", "convert", *(f"--{name}={value}" for name, value in flags.items())]) == 2
-    assert f"--{flag}=gs://bucket/x" in capsys.readouterr().err

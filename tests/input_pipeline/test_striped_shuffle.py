@@ -1,4 +1,4 @@
-"""Striped shuffle through the reader, from local directories and from paths that TensorFlow reads."""
+"""Striped shuffle through the reader, from local directories and from remote paths."""
 
 import contextlib
 import dataclasses
@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from convoy.core.errors import ConvoyError, DataError, UsageError
+from convoy.core.errors import ConvoyError, DataError
+from convoy.core.remote import RemotePath
 from convoy.input_pipeline.convert.convert import Options, convert
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD
-from convoy.input_pipeline.dataset.storage import RemotePath, Shards, dataset_path, is_remote
+from convoy.input_pipeline.dataset.storage import Shards
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 from convoy.input_pipeline.reading.windows import RangeReader, make_stripes
 from tests.input_pipeline.images import draw_classes
 from tests.input_pipeline.streams import COLUMNS, SIZE, STRIPED, assert_same, columns_of, make_split, stream, striped
+from tests.object_stores import upload_folder
 
 IMAGES = 60
 
@@ -205,7 +207,7 @@ def test_default_window_size(split, record_bytes, virtual_replicas, records):
 
 
 @pytest.mark.slow
-class TestTensorFlowPath:
+class TestRemotePath:
     def test_same_batches_as_local_directory(self, split, remote):
         local, far = (stream(each, 20, crop=Crop(8, 0.3), **STRIPED) for each in (split, remote))
         assert_same(local, far)
@@ -221,9 +223,8 @@ class TestTensorFlowPath:
         assert_same(*seen)
         assert len(reads) <= len(split.shard_paths)
 
-    def test_global_shuffle_is_rejected_with_the_flag_to_pass(self, remote):
-        with pytest.raises(UsageError, match=r"file://.*--config.shuffle=striped"):
-            Reader(remote, Crop(8)).training(BatchSlice(4), seed=0)
+    def test_global_shuffle_gives_the_batches_of_the_local_directory(self, split, remote):
+        assert_same(stream(split, 20), stream(remote, 20))
 
     def test_file_system_error_is_not_a_data_error(self, tmp_path):
         split = make_split(tmp_path, 9)
@@ -239,17 +240,14 @@ class TestTensorFlowPath:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["file", "ram"])
+@pytest.mark.parametrize("scheme", ["file", "memory"])
 def test_dataset_opens_by_scheme(tmp_path, scheme):
     images = draw_classes(tmp_path / "photos", {"a": 3, "b": 4}, size=SIZE)
     convert(Options(images=images, output=tmp_path / "data", validation_fraction=0, shards=2, workers=1))
     directory = f"file://{tmp_path}/data"
-    if scheme == "ram":
-        directory = "ram://bucket/data"
-        tf.io.gfile.makedirs(directory)
-        for path in (tmp_path / "data").iterdir():
-            if path.suffix != ".idx":  # ram:// treats a name that is a prefix of another as a directory
-                tf.io.gfile.copy(str(path), f"{directory}/{path.name}")
+    if scheme == "memory":
+        directory = "memory://bucket/data"
+        upload_folder(tmp_path / "data", RemotePath(directory))
     local, far = open_dataset(tmp_path / "data"), open_dataset(directory)
     assert str(far.directory) == directory
     assert far.digest("train") == local.digest("train")
@@ -266,14 +264,3 @@ def test_dataset_opens_by_scheme(tmp_path, scheme):
 def test_unreadable_path_is_named(directory, named):
     with pytest.raises(ConvoyError, match=named):
         open_dataset(directory)
-
-
-def test_remote_path_keeps_the_double_slash():
-    path = dataset_path("gs://bucket/data/")
-    assert is_remote(path) and not is_remote("data") and not is_remote("/a//b")
-    assert (str(path), str(path / "a"), path.name, str(path.parent)) == (
-        "gs://bucket/data",
-        "gs://bucket/data/a",
-        "data",
-        "gs://bucket",
-    )

@@ -368,13 +368,6 @@ def test_command_prints_a_table_and_faults_and_repairs_indexes(data, convoy, tmp
     assert [fault["file"] for fault in content["repaired"]] == ["index-train.npz"]
 
 
-def test_command_refuses_a_bucket(convoy):
-    result = convoy("verify", "--data=gs://bucket/data")
-    assert result.returncode == 2
-    assert "--data=gs://bucket/data" in result.stderr
-    assert result.stdout == ""
-
-
 def test_command_refuses_a_folder_that_is_not_a_dataset(convoy, tmp_path):
     result = convoy("verify", f"--data={tmp_path}")
     assert result.returncode == 3

@@ -7,6 +7,7 @@ starts use that file, as it is. Of several workers the chief chooses, and the ot
 uses no TensorFlow, and the speed is measured in another process: the run is the same as one with the file.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -23,6 +24,7 @@ from convoy.core.devices import parse_devices
 from convoy.core.errors import DataError, UsageError
 from convoy.core.files import write_whole
 from convoy.core.memory import available_memory
+from convoy.core.remote import download
 from convoy.core.text import counted
 from convoy.core.user_code import UserCode, code_of
 from convoy.input_pipeline.dataset.folds import make_folds
@@ -34,6 +36,7 @@ from convoy.trainer.auto.recipe_text import config_of, recipe_text
 from convoy.trainer.auto.rules import Choice, Machine, choose
 from convoy.trainer.cluster.strategy import count_devices
 from convoy.trainer.finders.batch_size import try_batch
+from convoy.trainer.run.backup import backup_target
 from convoy.trainer.run.directory import RunDirectory
 
 Show = Callable[[str, list[Choice]], None]  # called with a headline and the choices
@@ -60,6 +63,7 @@ class Request:
       folds: of a cross-validation, or 0.
       max_hours: the time budget; 0 for none.
       given: values of config fields that the user sets, by dotted name.
+      backup: as in `loop.train`; it may have the recipe.
       startup_seconds: how long to wait for the chief.
     """
 
@@ -72,6 +76,7 @@ class Request:
     folds: int = 0
     max_hours: float = 0.0
     given: Mapping[str, Any] = field(default_factory=dict)
+    backup: str = ""
     startup_seconds: float = 300.0
 
 
@@ -95,6 +100,12 @@ def auto_config(request: Request, show: Show) -> tuple[ml_collections.ConfigDict
     if run:
         run.check(folds=request.folds)
         _check_new(run)
+        if backup := backup_target(request.backup):
+            with contextlib.suppress(FileNotFoundError):
+                run.path.mkdir(parents=True, exist_ok=True)
+                download(backup / run.recipe.name, run.recipe)
+                _logger.info("%s: restored from %s, used as it is.", run.recipe, backup)
+                return _from_file(run.recipe, request)
         if request.cluster and not request.cluster.is_chief:
             _wait_for(run.recipe, request)
             return _from_file(run.recipe, request)

@@ -63,6 +63,7 @@ def train_folds(
     record_format: RecordFormat | None = None,
     extend: bool = False,
     virtual_replicas: int | None = None,
+    backup: str = "",
     cache_space: DiskSpace | None = None,
     command: str = "",
     owns_process: bool = False,
@@ -85,6 +86,7 @@ def train_folds(
       record_format: as in `loop.train`.
       extend: as in `loop.train`, of each fold's run.
       virtual_replicas: must be None: it is that of all folds.
+      backup: must be empty: it is of one run.
       cache_space: as in `loop.train`.
       command: as in `loop.train`.
       owns_process: as in `loop.train`.
@@ -104,6 +106,8 @@ def train_folds(
             "devices that divide it, or start a new one in another --workdir with "
             f"--config.virtual_replicas={virtual_replicas}."
         )
+    if backup:
+        raise UsageError(f"--backup={backup}: is for a single run, not for --folds={folds}. Omit it.")
     deadlines = deadlines or Deadlines()
     run, results = RunDirectory(workdir), list[dict[str, Any]]()
     with WorkerGroup(cluster, startup_seconds=deadlines.startup, workdir=workdir) as worker_group:

@@ -4,6 +4,7 @@ Temporary files are removed. Imports no TensorFlow.
 """
 
 import contextlib
+import io
 import os
 import shutil
 import sys
@@ -12,12 +13,12 @@ import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from convoy.core.errors import ConvoyError, DataError
+from convoy.core.remote import RemotePath
 from convoy.core.text import counted, megabytes
 from convoy.input_pipeline.dataset.open import Dataset
-from convoy.input_pipeline.dataset.storage import RemotePath, is_remote
 from convoy.trainer.doctor.findings import DoctorFinding, failed, ok, skipped, warning
 from convoy.trainer.run.directory import RunDirectory
 
@@ -237,12 +238,19 @@ def check_same_data(seen: Mapping[int, Mapping[str, Any]], names: Sequence[str],
     return [ok("data", "data-agree", f"{text}, digest {first['digest']}, {read}", of_all=len(seen) == len(names))]
 
 
+def _open_remote(path: RemotePath) -> BinaryIO:
+    """Returns the first bytes of a remote file, as many as `_read` takes."""
+    return io.BytesIO(path.read_range(0, min(path.stat().st_size, _READ_BYTES)))
+
+
 def _read(paths: Sequence[Path | RemotePath]) -> tuple[int, float, str | None]:
     """Reads the first bytes; returns their count, the seconds, and their checksum (None if time ran out)."""
     count, seconds, checksum = 0, 0.0, 0
-    for path in () if any(map(is_remote, paths)) else map(str, paths):  # remote shards are read by TensorFlow only
+    for path in paths:
+        began = time.perf_counter()
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb") if isinstance(path, Path) else _open_remote(path) as file:
+                seconds += time.perf_counter() - began
                 while count < _READ_BYTES:
                     began = time.perf_counter()
                     content = file.read(_CHUNK)

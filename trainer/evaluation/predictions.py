@@ -32,7 +32,7 @@ from convoy.core.text import counted, weights_text
 from convoy.input_pipeline.dataset.examples import from_file, read_features
 from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.dataset.records import HEADER_BYTES
-from convoy.input_pipeline.dataset.storage import is_remote
+from convoy.input_pipeline.dataset.storage import local_copy
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.task import Decision
@@ -179,15 +179,10 @@ class Collector:
 
 
 def filenames(split: Split) -> list[str]:
-    """Returns the file name of each record of a split; empty if it has none, or if the shard is on remote storage.
-
-    There each name would take a request.
-    """
+    """Returns the file name of each record of a split; empty if it has none."""
     names = [""] * split.num_images
     for shard in np.unique(split.shard).tolist() if split.shard_paths else ():
-        if is_remote(split.shard_paths[shard]):
-            continue
-        with open_file(str(split.shard_paths[shard]), buffering=0) as file:
+        with local_copy(split.shard_paths[shard]) as local, open_file(local, buffering=0) as file:
             for i in np.flatnonzero(split.shard == shard).tolist():
                 length = int(split.length[i])
                 source = from_file(file.fileno(), int(split.offset[i]) + HEADER_BYTES, length)

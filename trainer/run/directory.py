@@ -21,6 +21,7 @@ from convoy.core.files import (
     write_whole,
 )
 from convoy.core.reading import parsed_json, read_file, read_json
+from convoy.core.remote import is_remote
 from convoy.core.run_layout import MOST_FOLDS, RunLayout
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.trainer.config.renamed import modernized
@@ -37,7 +38,16 @@ class RunDirectory(RunLayout):
     """The paths of a run, its lock and its JSON files."""
 
     def __init__(self, path: str | os.PathLike):
-        """Sets the paths; `create` makes the folder."""
+        """Sets the paths; `create` makes the folder.
+
+        Raises:
+          UsageError: the path is in an object store.
+        """
+        if is_remote(path):
+            raise UsageError(
+                f"--workdir={path}: a run directory must be on a file system. Pass a local folder, and "
+                f"--backup={path} to keep a copy there."
+            )
         super().__init__(path)
         self._lock: BinaryIO | None = None
         self._made: list[Path] = []  # folders that `create` made, innermost first

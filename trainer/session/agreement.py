@@ -6,16 +6,21 @@ Every worker calls each function. It returns on all workers or raises the same e
 """
 
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from convoy.core.downloads import alone, cache_folder
 from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.trainer import config as configs
 from convoy.trainer.checkpoint.checkpoints import Checkpoint, CheckpointStore, load_latest_valid
 from convoy.trainer.cluster.worker_group import WorkerGroup
+from convoy.trainer.run.backup import Backup
 
 # On a network file system, a file written by one host may take this long to appear on another.
 _VISIBLE_SECONDS = 60.0
+_LOCAL_SECONDS = 10.0  # after which RUN counts as local to its host, if it has a backup
+_TRANSFER_SECONDS = 3600.0  # for the files of a run, to or from an object store
 _POLL_SECONDS = 0.2
 
 
@@ -150,14 +155,54 @@ def agree_on_checkpoint(
     return chosen
 
 
+def agree_on_backup(worker_group: WorkerGroup, backup: Backup, store: CheckpointStore) -> None:
+    """Restores an empty RUN from its backup: that of the chief, then those of workers that do not share it.
+
+    Args:
+      worker_group: the workers.
+      backup: the backup of this worker's run directory.
+      store: the checkpoints there.
+
+    Raises:
+      UsageError: the backup is not one.
+      DataError: the backup is of another run than RUN, further ahead or damaged.
+      ConvoyError: the store fails.
+    """
+    problem: Exception | None = None
+    if worker_group.is_chief:
+        try:
+            backup.restore()
+        except ConvoyError as error:
+            problem = error
+    own = {"step": store.latest(), "problem": str(problem or "")}
+    found = worker_group.exchange("backup", own, seconds=_TRANSFER_SECONDS)
+    if found[0]["problem"]:
+        raise problem or DataError(found[0]["problem"])
+    step = found[0]["step"]
+    if step is None:
+        return
+    wait_until_visible(store, step, seconds=_LOCAL_SECONDS)
+    has_step = worker_group.exchange("has step", step in store.steps())
+    if all(has_step):
+        return
+    if worker_group.is_chief:  # its RUN may be ahead of the backup
+        backup.upload()
+    worker_group.exchange("backed up", seconds=_TRANSFER_SECONDS)
+    if not has_step[worker_group.rank]:
+        with alone(cache_folder(), f"restore-{zlib.crc32(str(store.folder.absolute()).encode()):08x}"):
+            if step not in store.steps():
+                backup.download()
+    worker_group.exchange("restored backup", seconds=_TRANSFER_SECONDS)
+
+
 def _load_when_visible(store: CheckpointStore, step: int) -> Checkpoint:
     wait_until_visible(store, step)
     return store.load(step)
 
 
-def wait_until_visible(store: CheckpointStore, step: int) -> None:
+def wait_until_visible(store: CheckpointStore, step: int, seconds: float = _VISIBLE_SECONDS) -> None:
     """Waits, for a limited time, until this host sees a checkpoint that another one has written."""
-    deadline = time.monotonic() + _VISIBLE_SECONDS
+    deadline = time.monotonic() + seconds
     while step not in store.steps() and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
 

@@ -6,6 +6,7 @@ session.runtime.state.step            # 0, or the step of the checkpoint that th
 
 import contextlib
 import faulthandler
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ import ml_collections
 
 from convoy.core.devices import Devices, check_strategy
 from convoy.core.errors import UsageError
+from convoy.core.remote import is_remote
 from convoy.core.user_code import UserCode
 from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Data, Dataset, open_dataset
-from convoy.input_pipeline.dataset.storage import is_remote
 from convoy.input_pipeline.dataset.views import View
 from convoy.trainer import config as configs
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
@@ -31,8 +32,10 @@ from convoy.trainer.cluster.watchdog import Deadlines
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan
 from convoy.trainer.models import MODELS, build_model, is_from_user
+from convoy.trainer.run.backup import Backup, backup_target
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.agreement import (
+    agree_on_backup,
     agree_on_checkpoint,
     agree_on_code,
     agree_on_hardware,
@@ -66,6 +69,8 @@ from convoy.trainer.tf_compat.internals import MOST_EXCHANGING_DEVICES
 
 _MAX_LOCK_WAIT_SECONDS = 120.0
 
+_logger = logging.getLogger("convoy")
+
 
 @dataclass(frozen=True)
 class TrainingSession:
@@ -79,6 +84,7 @@ class TrainingSession:
       store: the run's checkpoints.
       runtime: the model, with the weights of the latest checkpoint if there is one.
       worker_group: the workers of the run.
+      backup: its copy in an object store; None without one.
       objective: its loss and metrics.
       model: what the model and the pieces were made from (`kept_code.code_identity`).
       metadata: metadata of that checkpoint; empty if there is none.
@@ -91,6 +97,7 @@ class TrainingSession:
     store: CheckpointStore
     runtime: Runtime
     worker_group: WorkerGroup
+    backup: Backup | None
     objective: Objective
     model: dict[str, Any]
     metadata: dict[str, Any]
@@ -115,6 +122,7 @@ def prepare(
     record_format: RecordFormat | None = None,
     extend: bool = False,
     virtual_replicas: int | None = None,
+    backup: str = "",
 ) -> TrainingSession:
     """Opens dataset and run, waits for the other workers, agrees with them, builds the model and restores it.
 
@@ -130,11 +138,14 @@ def prepare(
       PeerLostError: a worker is missing.
     """
     check_strategy(strategy_name, worker_group.cluster)
+    target = backup_target(backup)
     run = RunDirectory(workdir)
     dataset = open_training_data(config, data, run.record_format(record_format or RecordFormat()))
     config = config_for(config, dataset)
     if worker_group.is_chief:
         run.check()
+        if is_remote(dataset.directory) and config.shuffle == "global":
+            _logger.info("%s: one request per image. --config.shuffle=striped reads long pieces.", dataset.directory)
     store = CheckpointStore(run.checkpoints, config.keep_checkpoints)
     worker_group.rendezvous()
     cluster = over_interface(worker_group, interface)
@@ -143,7 +154,7 @@ def prepare(
         config=configs.to_json(config),
         dataset=dataset_identity(dataset),
         versions=versions(),
-        flags={"extend": extend, "virtual_replicas": virtual_replicas},
+        flags={"extend": extend, "virtual_replicas": virtual_replicas, "backup": backup},
     )
     with run.removed_on_refusal():
         # Lock the run before reading it: after a restart, the chief of the previous attempt may still be writing, and
@@ -151,6 +162,9 @@ def prepare(
         if worker_group.is_chief:
             may_be_a_restart = cluster is not None or "CONVOY_ATTEMPT" in os.environ
             run.create(wait_seconds=_lock_wait_seconds(deadlines) if may_be_a_restart else 0.0)
+        copy = Backup(target, run) if target else None
+        if copy:
+            agree_on_backup(worker_group, copy, store)
         checkpoint = agree_on_checkpoint(worker_group, store)
         if checkpoint:
             dataset = as_read_by_run(dataset, checkpoint[1]["dataset"], run)
@@ -212,7 +226,7 @@ def prepare(
                 keep_code(run, {**built, **named}, recipe, runtime.built.preset)
             worker_group.exchange("ready")
     return TrainingSession(
-        config, plan, dataset, run, store, runtime, worker_group, objective, identity, metadata or {}
+        config, plan, dataset, run, store, runtime, worker_group, copy, objective, identity, metadata or {}
     )
 
 
@@ -256,11 +270,6 @@ def open_training_data(
         raise UsageError(
             f"--data={dataset.directory}: config.cache=disk keeps images for later runs, and a source does not state "
             "whether its images have changed. Pass --config.cache=memory."
-        )
-    if is_remote(dataset.directory) and config.shuffle == "global":
-        raise UsageError(
-            f"--data={dataset.directory}: is not on a local file system, and config.shuffle=global reads every record "
-            "separately. Pass --config.shuffle=striped, or copy the dataset to this machine."
         )
     class_weights(config.loss.class_weights, dataset)
     return dataset
