@@ -4,6 +4,9 @@ averages(runs, ["convnet-seed0", "convnet-seed1"])[1].top1      # with mirror im
 """
 
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +67,11 @@ def _evaluated(runs: Runs, names: Sequence[str], checkpoint: str, flips: bool) -
     path = runs.folder / "averages" / file
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        workdirs = ",".join(str(runs.folder / name) for name in names)
-        words = (f"--workdir={workdirs}", "--split=test", f"--checkpoint={checkpoint}", f"--json={path}")
-        runs.convoy("evaluate", *words, "--flip_tta" if flips else "--noflip_tta", name=Path(file).stem)
-    return json.loads(path.read_text(encoding="utf-8"))["quality"]
+        # In copies: `evaluate` replaces the files about the evaluation before.
+        with tempfile.TemporaryDirectory(dir=path.parent) as copies:
+            for name in names:
+                shutil.copytree(runs.folder / name, Path(copies) / name, copy_function=os.link)
+            workdirs = ",".join(str(Path(copies) / name) for name in names)
+            words = (f"--workdir={workdirs}", "--split=test", f"--checkpoint={checkpoint}", f"--json={path}")
+            runs.convoy("evaluate", *words, "--flip_tta" if flips else "--noflip_tta", name=Path(file).stem)
+    return json.loads(path.read_text(encoding="utf-8"))
