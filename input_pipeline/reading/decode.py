@@ -295,10 +295,19 @@ def _scaled(image: tf.Tensor, sides: tf.Tensor | list[int]) -> tf.Tensor:
     shape = tf.shape(image)[:2]
 
     def scaled(method: str) -> tf.Tensor:
-        return tf.cast(tf.round(tf.image.resize(image, sides, method=method)), tf.uint8)
+        # The kernels take up to twice as long for bytes, with the same result.
+        return _rounded(tf.image.resize(tf.cast(image, tf.float32), sides, method=method))
 
     return tf.cond(
         tf.reduce_all(shape == sides),
         lambda: image,
         lambda: tf.cond(tf.reduce_any(shape > sides), lambda: scaled("area"), lambda: scaled("bilinear")),
     )
+
+
+def _rounded(values: tf.Tensor) -> tf.Tensor:
+    """Returns float32 values from 0 to 255 as uint8, rounded half to even: faster than `tf.round` and a cast.
+
+    From 2^23 on, floats have no fraction: the sum is rounded as IEEE 754 has it, and its lowest byte is the value.
+    """
+    return tf.cast(tf.bitcast(values + 2.0**23, tf.int32), tf.uint8)

@@ -186,6 +186,14 @@ def test_random_crops_take_their_share_of_what_a_whole_image_keeps():
     assert window("pad", last, last) == [30, 59, 120, 239]
 
 
+@pytest.mark.parametrize(("sides", "size"), [((40, 60), 24), ((9, 7), 32), ((24, 24), 12), ((3, 50), 20)])
+def test_resized_values_are_rounded_half_to_even(sides, size):
+    image = pixels(3, 60)[: sides[0], : sides[1]]
+    method = "area" if max(sides) > size else "bilinear"
+    expected = np.round(tf.image.resize(image, [size, size], method=method).numpy()).astype(np.uint8)
+    assert np.array_equal(cropped(image, Crop(size)), expected)
+
+
 def test_draws_are_unused_if_the_whole_image_is_kept():
     image = pixels(8, 24)
     assert np.array_equal(cropped(image, Crop(12), [np.nan] * 4), cropped(image, Crop(12)))
