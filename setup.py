@@ -80,6 +80,7 @@ setup(
         "mlflow": ["mlflow-skinny>=3.1"],  # the client; the whole `mlflow` has it too
         "sweep": ["optuna>=5"],
         "hub": [HUB],
+        "ray": ["ray>=2.10"],
         "onnx": ["tf2onnx>=1.17", "onnxruntime>=1.19"],
         "test": [
             *DOCS,
