@@ -116,7 +116,7 @@ def run(
         max_restarts=flags.max_restarts,
         grace_seconds=flags.grace_seconds,
         screen=screen,
-        start_seconds=max(flags.node_timeout, 2 * starter.lease_seconds),
+        start_seconds=flags.node_timeout,
         trains=trains(command),
         facts={"engine": "ray", "nodes": flags.nodes, "command": list(command)},
     )
