@@ -24,17 +24,20 @@ class Node:
 
     Attributes:
       identifier: Ray's, of this start of Ray on the host.
-      address: IP address; IPv6 in brackets.
-      name: its host name.
+      address: IP address, by which Ray names nodes; IPv6 in brackets.
       resources: all of its resources, used or not.
       slots: number of workers.
     """
 
     identifier: str
     address: str
-    name: str = field(compare=False)
     resources: Resources = field(default_factory=dict, compare=False)
     slots: int = 1
+
+    @property
+    def name(self) -> str:
+        """The address."""
+        return self.address
 
     @property
     def name_of_lock(self) -> str:
@@ -42,7 +45,7 @@ class Node:
         return self.identifier
 
     def __str__(self) -> str:
-        """Returns the address, by which Ray names nodes."""
+        """Returns the address."""
         return self.address
 
 
@@ -86,7 +89,6 @@ class Cluster:
             Node(
                 node["NodeID"],
                 f"[{node['NodeManagerAddress']}]" if ":" in node["NodeManagerAddress"] else node["NodeManagerAddress"],
-                node["NodeManagerHostname"],
                 node["Resources"],
             )
             for node in self._ray.nodes()

@@ -103,7 +103,7 @@ class Cluster:
     """A cluster of two nodes, some of which may be gone."""
 
     def __init__(self):
-        self.alive = [Node(f"id{index}", f"10.0.0.{index}", f"host{index}") for index in (1, 2)]
+        self.alive = [Node(f"id{index}", f"10.0.0.{index}") for index in (1, 2)]
         self.reserved = []
 
     def reserve(self, count, resources):
