@@ -56,7 +56,7 @@ class Cluster:
         """Connects.
 
         Args:
-          address: `HOST:PORT`, `ray://HOST:PORT`, or empty for the cluster of this host, or of RAY_ADDRESS.
+          address: `HOST:PORT`, or empty for the cluster of this host, or of RAY_ADDRESS.
 
         Raises:
           UsageError: Ray is not installed, or there is no cluster.

@@ -49,8 +49,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define.string(
         "address",
         "",
-        "ray: address of the cluster, `HOST:PORT` or `ray://HOST:PORT`; default RAY_ADDRESS, or the cluster that this "
-        "host belongs to",
+        "ray: address of the cluster that this host belongs to, `HOST:PORT`; default RAY_ADDRESS, or the one that Ray "
+        "finds on this host",
     )
     define_env_flag(flags, "ray")
     define.bool("dry_run", False, "ray: print what would be started and exit")
