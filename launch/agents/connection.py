@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-_HELLO_SECONDS = 45.0  # for a host that accepts the connection but does not respond
 GOODBYE_SECONDS = 3.0
 
 
@@ -55,6 +54,7 @@ class Connection(ABC):
     """
 
     carrier: str  # for messages
+    hello_seconds = 45.0  # for a host that accepts the connection but does not respond
 
     def __init__(self, host: Host, hello: Mapping[str, Any]):
         """Args: host: host to connect to. hello: content of the first order."""
@@ -64,7 +64,7 @@ class Connection(ABC):
         self.waits = False
         self._silent_seconds: float = hello["silent_seconds"]
         self._turn_seconds: float = hello["silent_seconds"] + hello["grace_seconds"]
-        self._hello_deadline = time.monotonic() + _HELLO_SECONDS
+        self._hello_deadline = time.monotonic() + self.hello_seconds
 
     @property
     def is_decided(self) -> bool:
@@ -96,7 +96,7 @@ class Connection(ABC):
             )
         elif not self.hello and time.monotonic() > self._hello_deadline + (self._turn_seconds if self.waits else 0):
             self.problem = Problem(
-                f"host {self.host} does not respond ({self.carrier}: nothing received for {_HELLO_SECONDS:.0f} s)"
+                f"host {self.host} does not respond ({self.carrier}: nothing received for {self.hello_seconds:.0f} s)"
             )
         return reports
 

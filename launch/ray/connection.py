@@ -19,6 +19,7 @@ class RayConnection(Connection):
     """A thread that calls the actor again and again: with orders, and for reports."""
 
     carrier = "Ray"
+    hello_seconds = 180.0  # Ray starts a Python process for the actor first; if that fails, it says so
 
     def __init__(self, node: Node, actor: Any, hello: Mapping[str, Any]):
         """Starts the thread.
