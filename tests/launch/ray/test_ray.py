@@ -9,7 +9,7 @@ import pytest
 from tests.launch.conftest import exit_with, failing
 from tests.trainer.run_files import events_of, result_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SECONDS = 300
 
