@@ -47,13 +47,15 @@ class Connection(ABC):
     """A connection to an agent.
 
     Attributes:
+      carrier: name of what carries the messages, for errors.
+      hello_seconds: how long a host may take to answer.
       host: the host.
       hello: the agent's answer; None until it arrives.
       problem: why the connection failed; None while it works.
       waits: whether the agent waits for the agent of an earlier attempt to end.
     """
 
-    carrier: str  # for messages
+    carrier: str
     hello_seconds = 45.0  # for a host that accepts the connection but does not respond
 
     def __init__(self, host: Host, hello: Mapping[str, Any]):
