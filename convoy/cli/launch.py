@@ -38,9 +38,19 @@ _ENGINES = {
         "convoy launch kubernetes --replicas=2 --gpus=8 --image=registry/convoy:gpu --pvc=team --mount=/team "
         "-- train --data=/team/data --workdir=/team/run",
     ),
+    "ray": Command(
+        "nodes of a Ray cluster that share a folder",
+        "convoy launch ray --nodes=2 --gpus_per_node=8 -- train --data=data --workdir=run",
+    ),
     "worker": Command("one worker, started by a scheduler", "convoy launch worker -- train --data=data --workdir=run"),
 }
-_MODULES = {"ssh": "ssh.engine", "slurm": "slurm.submit", "srun": "slurm.step", "kubernetes": "kubernetes.engine"}
+_MODULES = {
+    "ssh": "ssh.engine",
+    "slurm": "slurm.submit",
+    "srun": "slurm.step",
+    "kubernetes": "kubernetes.engine",
+    "ray": "ray.engine",
+}
 _ENGINE_LIST = f"Engines: {', '.join(_ENGINES)}. Example: {_ENGINES['local'].example}"
 
 

@@ -195,9 +195,9 @@ LEARNING_CURVE = {
 }
 
 LAUNCH = {
-    "engine": "`local`, `ssh` or `slurm`",
+    "engine": "`local`, `ssh`, `slurm` or `ray`",
     "command": "the trainer's command, as a list of words",
-    "processes": "local: number of workers",
+    "processes": "local, ray: number of workers",
     "hosts": "ssh: the hosts",
     "job": "slurm: number of the job",
     "nodes": "slurm: the nodes of the job",

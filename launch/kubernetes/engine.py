@@ -139,8 +139,12 @@ def requested(flags: absl_flags.FlagValues, command: Sequence[str]) -> Request:
       UsageError: an invalid flag.
     """
     if flags.engine != _ENGINE:
-        removed = " was removed with Kubeflow's Training Operator v1" if flags.engine == "tfjob" else " does not exist"
-        raise UsageError(f"--engine={flags.engine}: this engine{removed}. Pass --engine={_ENGINE} or leave it out.")
+        if flags.engine == "tfjob":
+            raise UsageError(
+                "--engine=tfjob: this engine was removed with Kubeflow's Training Operator v1. Leave out --engine to "
+                "use JobSet, or launch on a Ray cluster (KubeRay) with `convoy launch ray`."
+            )
+        raise UsageError(f"--engine={flags.engine}: this engine does not exist. Leave out --engine to use {_ENGINE}.")
     values: dict[str, Any] = {name: flags[name].value for name in Request.__dataclass_fields__ if name in flags}
     values |= {"key": key_variable()[KEY_VARIABLE], "code": user_files(command)}
     return checked(Request(command=tuple(command), **values))

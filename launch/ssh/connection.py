@@ -1,10 +1,6 @@
 """The ssh connection to one host's agent.
 
-connection = Connection(host, remote, hello={...})
-for report in connection.poll():        # does not block
-    ...
-connection.hello, connection.problem    # one of them is set in the end
-connection.close()
+connection = SshConnection(host, remote, hello={...}, variables={...})
 """
 
 import contextlib
@@ -13,13 +9,13 @@ import shlex
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Mapping
 from typing import IO, Any
 
+from convoy.launch.agents.connection import GOODBYE_SECONDS, Connection, Problem
+from convoy.launch.agents.messages import Messages
 from convoy.launch.ssh.hosts import Host
-from convoy.launch.ssh.messages import Messages
-from convoy.launch.ssh.refusals import NO_FOLDER, Problem, Remote, last_line, problem_of
+from convoy.launch.ssh.refusals import NO_FOLDER, Remote, last_line, problem_of
 
 # Host keys are checked according to ssh's config; BatchMode rejects an unknown key instead of asking.
 _OPTIONS = (
@@ -28,21 +24,14 @@ _OPTIONS = (
     *("ControlMaster=no", "ControlPath=none", "ClearAllForwardings=yes", "RequestTTY=no", "RemoteCommand=none"),
     "LogLevel=INFO",
 )
-_HELLO_SECONDS = 45.0  # for a server that accepts the connection but does not respond
 _BEAT_SECONDS = 1.0  # interval of checks whether a heartbeat is due
-GOODBYE_SECONDS = 3.0
 _LAST_BYTES = 2**13
 
 
-class Connection:
-    """A running ssh client, connected to an agent.
+class SshConnection(Connection):
+    """A running ssh client, connected to an agent."""
 
-    Attributes:
-      host: the host.
-      hello: the agent's answer; None until it arrives.
-      problem: why the connection failed; None while it works.
-      waits: whether the agent waits for the agent of an earlier attempt to end.
-    """
+    carrier = "ssh"
 
     def __init__(self, host: Host, remote: Remote, hello: Mapping[str, Any], variables: Mapping[str, str]):
         """Starts the client.
@@ -56,14 +45,9 @@ class Connection:
         Raises:
           OSError: ssh cannot be run.
         """
-        self.host = host
-        self.hello: dict[str, Any] | None = None
-        self.problem: Problem | None = None
-        self.waits = False
+        super().__init__(host, hello)
+        self._ssh_host = host
         self._remote = remote
-        self._silent_seconds = hello["silent_seconds"]
-        self._turn_seconds = hello["silent_seconds"] + hello["grace_seconds"]
-        self._hello_deadline = time.monotonic() + _HELLO_SECONDS
         self._greeting_bytes = 0
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (ssh writes to it as long as it runs)
         self._client: subprocess.Popen[bytes] = subprocess.Popen(
@@ -83,43 +67,9 @@ class Connection:
         self._heartbeats.start()
         self.send({"hello": hello})
 
-    @property
-    def is_decided(self) -> bool:
-        """Whether the agent has answered or the connection has failed."""
-        return self.hello is not None or self.problem is not None
-
-    @property
-    def answer(self) -> dict[str, Any]:
-        """The agent's answer, of a connection that has one."""
-        assert self.hello is not None
-        return self.hello
-
     def send(self, order: Mapping[str, Any]) -> None:
         """Sends an order."""
         self._messages.send(order)
-
-    def poll(self) -> list[dict[str, Any]]:
-        """Returns the reports that have arrived; none once there is a problem."""
-        if self.problem:
-            return []
-        has_ended = self._client.poll() is not None  # checked before reading, so that no last report is missed
-        reports = self._messages.receive()
-        for report in reports:
-            if "hello" in report:
-                self.hello = report["hello"]
-                self._greeting_bytes = os.fstat(self._errors.fileno()).st_size  # such as a server's banner
-            self.waits = self.waits or "waits" in report
-        if has_ended:
-            self.problem = self._problem()
-        elif self.hello and self._messages.silence > self._silent_seconds:
-            self.problem = Problem(
-                f"host {self.host} stopped responding (ssh: nothing received for {self._silent_seconds:.0f} s)"
-            )
-        elif not self.hello and time.monotonic() > self._hello_deadline + (self._turn_seconds if self.waits else 0):
-            self.problem = Problem(
-                f"host {self.host} does not respond (ssh: nothing received for {_HELLO_SECONDS:.0f} s)"
-            )
-        return reports
 
     def close(self, seconds: float = GOODBYE_SECONDS) -> None:
         """Disconnects; the agent then stops its workers. Returns when the ssh client has exited.
@@ -147,12 +97,24 @@ class Connection:
         while not self._is_left.wait(_BEAT_SECONDS):
             self._messages.beat()
 
-    def _problem(self) -> Problem:
+    def _has_ended(self) -> bool:
+        return self._client.poll() is not None
+
+    def _receive(self) -> list[dict[str, Any]]:
+        reports = self._messages.receive()
+        if any("hello" in report for report in reports):
+            self._greeting_bytes = os.fstat(self._errors.fileno()).st_size  # such as a server's banner
+        return reports
+
+    def _silence(self) -> float:
+        return self._messages.silence
+
+    def _problem_of_end(self) -> Problem:
         end = self._errors.seek(0, os.SEEK_END)
         self._errors.seek(max(self._greeting_bytes, end - _LAST_BYTES))
         stderr = self._errors.read().decode(errors="replace")
         if not self.hello:
-            return problem_of(self.host, self._client.returncode, stderr, self._remote)
+            return problem_of(self._ssh_host, self._client.returncode, stderr, self._remote)
         message = last_line(stderr)
         reason = f"ssh: {message}" if message else "its agent was killed"
         return Problem(f"host {self.host} stopped responding ({reason})")
@@ -160,7 +122,7 @@ class Connection:
 
 def _command(host: Host, remote: Remote, variables: Mapping[str, str]) -> list[str]:
     settings = [f"{name}={value}" for name, value in variables.items()]
-    agent = shlex.join(["env", *settings, remote.python, "-m", "convoy.launch.ssh.agent"])
+    agent = shlex.join(["env", *settings, remote.python, "-m", "convoy.launch.agents.agent"])
     return [
         "ssh",
         *(("-F", remote.ssh_config) if remote.ssh_config else ()),

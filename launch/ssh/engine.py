@@ -1,6 +1,6 @@
 """Launches workers on hosts over ssh: `convoy launch ssh --hosts=FILE -- train ...`.
 
-`starter.py` chooses the hosts of an attempt and starts the workers; `agent.py` runs on each host.
+`starter.py` chooses the hosts of an attempt; `launch/agents` runs the workers on each host.
 """
 
 import os
@@ -13,12 +13,12 @@ from convoy.core.devices import parse_devices
 from convoy.core.errors import UsageError
 from convoy.core.files import current_folder
 from convoy.core.flags import FlagDefiner
+from convoy.launch.agents.messages import SILENT_SECONDS
 from convoy.launch.run_files import RunFiles
 from convoy.launch.screen import Screen
 from convoy.launch.ssh.hosts import read_hosts
-from convoy.launch.ssh.messages import SILENT_SECONDS
 from convoy.launch.ssh.refusals import Remote
-from convoy.launch.ssh.starter import Starter
+from convoy.launch.ssh.starter import SshStarter
 from convoy.launch.supervisor import Supervisor
 from convoy.launch.trainer_command import flag_value, run_directory, trains
 from convoy.launch.user_files import user_files
@@ -83,13 +83,13 @@ def run(
     code = user_files(command)
     variables = {**worker_variables(flags.env), **run_files.code_variable(code)}
     run_files.write_code(code)
-    starter = Starter(
+    starter = SshStarter(
         hosts=hosts,
         hosts_file=flags.hosts,
         min_hosts=flags.min_hosts,
         remote=Remote(current_folder(), python, os.path.abspath(ssh_config) if ssh_config else ""),
         command=command,
-        program=[*(trainer or (python, "-m", "convoy")), *command],
+        trainer=trainer,
         variables=variables,
         run_files=run_files,
         grace_seconds=flags.grace_seconds,

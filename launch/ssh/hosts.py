@@ -40,6 +40,11 @@ class Host:
     slots: int = 1
     address: str = ""
 
+    @property
+    def name_of_lock(self) -> str:
+        """Name that no other host of the launch has."""
+        return str(self)
+
     def __str__(self) -> str:
         """Returns `[user@]host[:port]`."""
         name = f"[{self.name}]" if ":" in self.name else self.name

@@ -7,19 +7,12 @@ problem.text, problem.is_permanent     # permanent: no retry succeeds until some
 import shlex
 from dataclasses import dataclass
 
+from convoy.launch.agents.connection import Problem
 from convoy.launch.ssh.hosts import Host
 
 NO_FOLDER = 67  # exit code of the remote command if the launcher's folder does not exist there
 _NOT_FOUND = (126, 127)  # a shell's exit codes for a program that it cannot start
 _SSH_ITSELF = 255
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why a host cannot take part: a text without a final period, and whether retrying is useless."""
-
-    text: str
-    is_permanent: bool = False
 
 
 @dataclass(frozen=True)

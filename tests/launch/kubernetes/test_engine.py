@@ -191,8 +191,9 @@ class TestInvalidFlags:
             ("--grace_seconds=inf", "--grace_seconds=60"),
             ("--port=80", ""),
             ("--replicas=0", ""),
-            ("--engine=job", "--engine=jobset"),
-            ("--engine=tfjob", "--engine=jobset"),
+            ("--engine=job", "jobset"),
+            ("--engine=tfjob", "JobSet"),
+            ("--engine=tfjob", "convoy launch ray"),
         ],
     )
     def test_are_named_with_a_fix(self, launch, flag, fix):

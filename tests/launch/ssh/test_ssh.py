@@ -235,8 +235,8 @@ class TestUnusableHosts:
     def test_problems_that_the_agent_reports_are_named(self, machines, change, words):
         from convoy import __version__
 
-        hello = {"version": __version__, "sees_run": True, "problem": "", "gpus": [], "ports": [1], **change}
         python = machines.folder / "python"
+        hello = {"version": __version__, "python": str(python), "sees_run": True, "problem": "", "ports": [1], **change}
         python.write_text(f"#!/bin/sh\necho 'Welcome!'\necho '{json.dumps({'hello': hello})}'\ncat >/dev/null\n")
         python.chmod(0o755)
         launch = machines.launch(f"--python={python}")

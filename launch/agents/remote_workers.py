@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from convoy.core.exit_codes import RETRYABLE
+from convoy.launch.agents.connection import Connection, Host, close_all
 from convoy.launch.processes import WorkerExit
-from convoy.launch.ssh.connection import GOODBYE_SECONDS, Connection
-from convoy.launch.ssh.hosts import Host
 
 _KILL_SECONDS = 10.0
 _TICK_SECONDS = 0.02
@@ -27,7 +26,7 @@ class Member:
 
 
 class RemoteWorkers:
-    """Running workers over ssh connections; see `convoy.launch.supervisor.Workers`.
+    """Running workers over connections to agents; see `convoy.launch.supervisor.Workers`.
 
     Attributes:
       lost: hosts whose workers' state is unknown, with the time.monotonic() at which contact was lost.
@@ -95,12 +94,3 @@ class RemoteWorkers:
         if ranks:
             self.lost[member.connection.host] = time.monotonic()
         return [WorkerExit(rank, RETRYABLE, time.time(), lost=reason) for rank in ranks]
-
-
-def close_all(connections: Sequence[Connection]) -> None:
-    """Closes connections in parallel."""
-    for connection in connections:
-        connection.leave()
-    deadline = time.monotonic() + GOODBYE_SECONDS
-    for connection in connections:
-        connection.close(max(0.0, deadline - time.monotonic()))

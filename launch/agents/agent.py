@@ -1,10 +1,12 @@
-"""The agent that the launcher starts on each host over ssh. It runs the host's workers and never leaves one behind.
+"""The agent that the launcher starts on each host. It runs the host's workers and never leaves one behind.
 
-    cd FOLDER && python -m convoy.launch.ssh.agent     # orders on standard input, reports on standard output
+    cd FOLDER && python -m convoy.launch.agents.agent     # orders on standard input, reports on standard output
 
-The agent stops its workers when standard input ends (the launcher, ssh client or ssh server is gone) or when it has
-received nothing for a while (the network is down): SIGTERM, so that they save, and SIGKILL after the grace period. If
-the agent itself is killed, the kernel kills the workers.
+The agent stops its workers when standard input ends (the launcher, or what connects it to the agent, is gone) or when
+it has received nothing for a while (the network is down): SIGTERM, so that they save, and SIGKILL after the grace
+period. If the agent itself is killed, the kernel kills the workers.
+
+With `--detach` the agent is no child of the process that started it, which may kill its children when it ends.
 
 Orders: `hello` (report this host's state), `start` (these workers), `signal` (to all workers), `kill`.
 Reports: `hello`, `waits`, `ended`, `stopped`, `problem`. Both sides send `beat` as a heartbeat when idle.
@@ -23,10 +25,10 @@ from typing import Any
 
 from convoy import __version__
 from convoy.core.errors import ConvoyError, UsageError
+from convoy.launch.agents.messages import SILENT_SECONDS, Messages
 from convoy.launch.devices import cores_by_worker, gpus_by_worker, usable_gpus, worker_environments
 from convoy.launch.ports import reserved_ports
 from convoy.launch.processes import WorkerExit, WorkerProcesses, WorkerProgram
-from convoy.launch.ssh.messages import SILENT_SECONDS, Messages
 from convoy.launch.trainer_command import trainer_environment, trains
 
 _TICK_SECONDS = 0.05
@@ -92,12 +94,18 @@ class Agent:
 
     def _report_host(self, order: Mapping[str, Any]) -> None:
         if order.get("version") != __version__:  # the order's fields may differ too
-            self._messages.send({"hello": {"version": __version__}})
+            self._messages.send({"hello": {"version": __version__, "python": sys.executable}})
             return
         self._silent_seconds = float(order["silent_seconds"])
         self._grace_seconds = float(order["grace_seconds"])
         slots, command = int(order["slots"]), order["command"]
-        facts = {"version": __version__, "hostname": socket.gethostname(), "sees_run": self._sees(order), "problem": ""}
+        facts = {
+            "version": __version__,
+            "python": sys.executable,
+            "hostname": socket.gethostname(),
+            "sees_run": self._sees(order),
+            "problem": "",
+        }
         if facts["sees_run"] and not os.access(Path(order["token_file"]).parent, os.W_OK):
             facts["problem"] = f"this user cannot write to {order['run']}. Grant write access to it"
         elif facts["sees_run"] and trains(command) and not self._lock_run(order):
@@ -200,8 +208,10 @@ class Agent:
             self._messages.wait(_TICK_SECONDS)
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Runs an agent on standard input and output; returns the exit code."""
+    if "--detach" in arguments and os.fork():
+        return 0
     with contextlib.suppress(PermissionError):  # already a session leader
         os.setsid()
     for number in (signal.SIGHUP, signal.SIGINT):
@@ -214,4 +224,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from convoy import __version__
-from convoy.launch.ssh.messages import Messages
+from convoy.launch.agents.messages import Messages
 from tests.processes import REPOSITORY, children, is_gone
 
 SLEEP = "import signal, time; print('up', flush=True); time.sleep(1000)"
@@ -22,7 +22,7 @@ STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SL
 class Agent:
     """A running agent with one worker."""
 
-    def __init__(self, folder, wait_until, name="a", program=(sys.executable, "-m", "convoy.launch.ssh.agent")):
+    def __init__(self, folder, wait_until, name="a", program=(sys.executable, "-m", "convoy.launch.agents.agent")):
         self.folder, self.wait_until = folder, wait_until
         self.process = subprocess.Popen(
             program,
@@ -99,11 +99,13 @@ def test_answers_hello_and_reports_a_killed_worker(agent):
 def test_answers_another_version_with_its_own_only(agent):
     a = agent()
     a.messages.send({"hello": {"version": "0.0.1", "what": "ever"}})
-    assert a.expect("hello") == {"version": __version__}
+    assert a.expect("hello") == {"version": __version__, "python": sys.executable}
 
 
 def test_answers_after_a_greeting_without_newline(agent, tmp_path):
-    a = agent(program=["sh", "-c", 'printf "Welcome"; exec "$0" "$@"', sys.executable, "-m", "convoy.launch.ssh.agent"])
+    a = agent(
+        program=["sh", "-c", 'printf "Welcome"; exec "$0" "$@"', sys.executable, "-m", "convoy.launch.agents.agent"]
+    )
     a.hello()
     assert a.expect("hello")["sees_run"]
 
