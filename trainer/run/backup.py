@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from convoy.core.errors import DataError, UsageError
 from convoy.core.files import PARTIAL_SUFFIX
 from convoy.core.reading import parsed_json, read_file
-from convoy.core.remote import RemotePath, download_folder, in_parallel, is_remote, upload
+from convoy.core.remote import PARALLEL_UPLOADS, RemotePath, download_folder, in_parallel, is_remote, upload
 from convoy.core.run_layout import RunLayout, checkpoint_step
 from convoy.core.text import counted, megabytes
 
@@ -135,10 +135,12 @@ class Backup:
             try:
                 upload(self._layout.path / name, self.target / name)
                 self._uploaded[name] = files[name]
-            except FileNotFoundError:  # deleted meanwhile
-                files.pop(name)
+            except FileNotFoundError:
+                if (self._layout.path / name).exists():
+                    raise
+                files.pop(name)  # deleted meanwhile
 
-        in_parallel(send, [name for name in pending if not _is_checkpoint(name)])
+        in_parallel(send, [name for name in pending if not _is_checkpoint(name)], PARALLEL_UPLOADS)
         for name in filter(_is_checkpoint, pending):
             send(name)
         checkpoints = {name: size for name, (size, _) in files.items() if _is_checkpoint(name)}
