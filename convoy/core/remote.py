@@ -19,7 +19,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from convoy.core.remote_errors import EXTRAS, TruncatedError, judged, scheme_of
 Result = TypeVar("Result")
 
 PARALLEL_REQUESTS = 32  # that hide the latency of a store
+PARALLEL_UPLOADS = 8  # of files, which the libraries hold in memory, or parts of them
 _PART_BYTES = 8 * 2**20  # of a file that is downloaded
 _ATTEMPTS = 6  # of a request; the libraries repeat some by themselves
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 16.0
@@ -105,14 +106,17 @@ class RemotePath:
 
     def iterdir(self) -> "Iterator[RemotePath]":
         """Yields the entries of the directory."""
-        names = self._retried(lambda fs: fs.ls(self.text, detail=False))
-        found = {name.rstrip("/").rpartition("/")[2] for name in names}
-        yield from (self / name for name in sorted(found - {self.name}))
+
+        def listed(fs: Any) -> set[str]:  # noqa: ANN401 (fsspec may not be installed)
+            names = {name.rstrip("/") for name in fs.ls(self.text, detail=False)}
+            return names - {fs._strip_protocol(self.text).rstrip("/")}  # a store may list an object for the directory
+
+        yield from (self / name for name in sorted(name.rpartition("/")[2] for name in self._retried(listed)))
 
     def files(self) -> dict[str, int]:
         """Returns the size in bytes of every file in the directory and below it, by relative path; {} if missing."""
 
-        def find(fs: Any) -> dict[str, int]:  # noqa: ANN401 (fsspec may not be installed)
+        def find(fs: Any) -> dict[str, int]:  # noqa: ANN401
             root = fs._strip_protocol(self.text).rstrip("/") + "/"
             try:
                 found = fs.find(self.text, detail=True)
@@ -183,36 +187,49 @@ class RemotePath:
         raise AssertionError
 
 
-def download(source: RemotePath, target: Path, size: int | None = None) -> None:
-    """Copies a remote file, of `size` bytes if known, to a local one, which appears when it is complete.
+def download(source: RemotePath, target: Path) -> None:
+    """Copies a remote file to a local one, which appears when it is complete.
 
     Raises:
       OSError: `target` cannot be written, or `source` is missing.
       ConvoyError: as the methods of `RemotePath`.
     """
-    size = source.stat().st_size if size is None else size
-    partial = target.with_name(target.name + PARTIAL_SUFFIX)
-    try:
-        with open(partial, "wb", buffering=0) as file:
-
-            def copy(offset: int) -> None:
-                content = source.read_range(offset, min(_PART_BYTES, size - offset))
-                while content:
-                    written = os.pwrite(file.fileno(), content, offset)
-                    content, offset = content[written:], offset + written
-
-            in_parallel(copy, range(0, size, _PART_BYTES))
-        os.replace(partial, target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    _download([(source, target, source.stat().st_size)])
 
 
 def download_folder(source: RemotePath, target: Path, files: Mapping[str, int]) -> None:
     """Copies files of a remote directory, sizes by relative path, into a local folder. Raises as `download`."""
     for folder in {(target / name).parent for name in files}:
         folder.mkdir(parents=True, exist_ok=True)
-    in_parallel(lambda item: download(source / item[0], target / item[0], item[1]), files.items())
+    _download([(source / name, target / name, size) for name, size in files.items()])
+
+
+def _download(files: Sequence[tuple[RemotePath, Path, int]]) -> None:
+    """Copies files, each (source, target, size), in parts of all of them in parallel."""
+    partial = {target: target.with_name(target.name + PARTIAL_SUFFIX) for _, target, _ in files}
+
+    def copy(part: tuple[RemotePath, Path, int, int]) -> None:
+        source, target, offset, size = part
+        content = source.read_range(offset, size)
+        with open(partial[target], "rb+") as file:
+            file.seek(offset)
+            file.write(content)
+
+    try:
+        for path in partial.values():
+            path.write_bytes(b"")
+        parts = [
+            (source, target, offset, min(_PART_BYTES, size - offset))
+            for source, target, size in files
+            for offset in range(0, size, _PART_BYTES)
+        ]
+        in_parallel(copy, parts)
+        for target, path in partial.items():
+            os.replace(path, target)
+    except BaseException:
+        for path in partial.values():
+            path.unlink(missing_ok=True)
+        raise
 
 
 def upload(source: Path, target: RemotePath) -> None:
@@ -227,14 +244,14 @@ def upload(source: Path, target: RemotePath) -> None:
     target._retried(lambda fs: fs.put_file(str(source), target.text))
 
 
-def in_parallel(do: Callable[[Any], object], items: Iterable[Any]) -> None:
+def in_parallel(do: Callable[[Any], object], items: Iterable[Any], threads: int = PARALLEL_REQUESTS) -> None:
     """Calls a function, which mostly waits for a store, with each item. The first error stops it and is raised."""
     todo = list(items)
     if len(todo) < 2:
         for item in todo:
             do(item)
         return
-    pool = ThreadPoolExecutor(min(PARALLEL_REQUESTS, len(todo)), thread_name_prefix="object-store")
+    pool = ThreadPoolExecutor(min(threads, len(todo)), thread_name_prefix="object-store")
     try:
         for _ in pool.map(do, todo):
             pass

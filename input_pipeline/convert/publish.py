@@ -17,7 +17,7 @@ from pathlib import Path
 
 from convoy.core.errors import UsageError
 from convoy.core.files import PARTIAL_SUFFIX, locked, replace
-from convoy.core.remote import RemotePath, in_parallel, upload
+from convoy.core.remote import PARALLEL_UPLOADS, RemotePath, in_parallel, upload
 from convoy.input_pipeline.dataset.open import MANIFEST, read_manifest
 from convoy.input_pipeline.dataset.storage import local_place
 
@@ -172,7 +172,7 @@ def publish(work: WorkingDirectory, output: Path | RemotePath) -> None:
     if isinstance(output, RemotePath):
         names = {path.name for path in work.dataset.iterdir()} - {MANIFEST}
         for some in (sorted(names), [MANIFEST]):
-            in_parallel(lambda name: upload(work.dataset / name, output / name), some)
+            in_parallel(lambda name: upload(work.dataset / name, output / name), some, PARALLEL_UPLOADS)
     elif (output / MANIFEST).exists():
         _add(work, output)
     else:

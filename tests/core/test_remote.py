@@ -105,7 +105,7 @@ def test_answers_that_stay_short_end_in_an_error(bucket, server, tmp_path):
         environment(s3_variables(proxy.url)),
         pytest.raises(ConvoyError, match="s3://bucket/short.*150,000 of 300,000 bytes"),
     ):
-        download(bucket / "short", tmp_path / "short", len(CONTENT))
+        download_folder(bucket, tmp_path, {"short": len(CONTENT)})
     assert proxy.faults["short"] == remote._ATTEMPTS
     assert os.listdir(tmp_path) == []
 

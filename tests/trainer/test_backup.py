@@ -65,7 +65,7 @@ def test_empty_run_becomes_the_one_that_was_uploaded(run, target, tmp_path):
     assert restored.pending() == {}
 
 
-def test_only_changes_are_uploaded_and_pruned_checkpoints_are_deleted(run, target, monkeypatch):
+def test_only_changes_are_uploaded_and_deleted_files_are_deleted(run, target, monkeypatch):
     backup = Backup(target, run)
     backup.upload()
     sent = []
@@ -74,14 +74,15 @@ def test_only_changes_are_uploaded_and_pruned_checkpoints_are_deleted(run, targe
     backup.upload()
     assert sent == []
     (run.checkpoints / checkpoint_name(10)).unlink()
+    (run.tensorboard / "train" / "events.out").unlink()
     add_checkpoint(run, 30)
     with run.events.open("a") as file:
         file.write('{"event": "checkpoint"}\n')
     assert backup.pending().keys() == {"events.jsonl", "checkpoints/step-000000030.npz"}
     backup.upload()
     assert sent == ["events.jsonl", "step-000000030.npz"]  # the checkpoint last
-    kept = {"checkpoints/step-000000020.npz", "checkpoints/step-000000030.npz"}
-    assert {name for name in names(target) if name.startswith("checkpoints/")} == kept
+    checkpoints = {"checkpoints/step-000000020.npz", "checkpoints/step-000000030.npz"}
+    assert names(target) == {"config.json", "events.jsonl", MARKER} | checkpoints
     assert json.loads((target / MARKER).read_text())["step"] == 30
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from convoy.core.errors import DataError, UsageError
 from convoy.core.files import PARTIAL_SUFFIX
 from convoy.core.reading import parsed_json, read_file
-from convoy.core.remote import RemotePath, download_folder, in_parallel, is_remote, upload
+from convoy.core.remote import PARALLEL_UPLOADS, RemotePath, download_folder, in_parallel, is_remote, upload
 from convoy.core.run_layout import RunLayout, checkpoint_step
 from convoy.core.text import counted, megabytes
 
@@ -114,7 +114,7 @@ class Backup:
         return {name: now[0] for name, now in self._files().items() if self._uploaded.get(name) != now}
 
     def upload(self) -> None:
-        """Uploads what has changed, and deletes checkpoints that RUN no longer has.
+        """Uploads what has changed, and deletes what RUN no longer has.
 
         Before the event `start` there is nothing to upload.
 
@@ -129,24 +129,26 @@ class Backup:
             if not self._content():
                 self._write_content(_Content(run, {}))
             self._has_begun = True
-        files, pending = self._files(), self.pending()
+        files = self._files()
+        pending = [name for name, now in files.items() if self._uploaded.get(name) != now]
 
         def send(name: str) -> None:
             try:
                 upload(self._layout.path / name, self.target / name)
                 self._uploaded[name] = files[name]
-            except FileNotFoundError:  # deleted meanwhile
-                files.pop(name)
+            except FileNotFoundError:
+                if (self._layout.path / name).exists():
+                    raise
+                files.pop(name)  # deleted meanwhile
 
-        in_parallel(send, [name for name in pending if not _is_checkpoint(name)])
+        in_parallel(send, [name for name in pending if not _is_checkpoint(name)], PARALLEL_UPLOADS)
         for name in filter(_is_checkpoint, pending):
             send(name)
         checkpoints = {name: size for name, (size, _) in files.items() if _is_checkpoint(name)}
         if pending or self._uploaded.keys() - files.keys():
             self._write_content(_Content(run, checkpoints))
-            for name in self.target.files():
-                if _is_checkpoint(name) and name not in checkpoints:
-                    (self.target / name).unlink()
+            for name in self.target.files().keys() - files.keys() - {MARKER}:
+                (self.target / name).unlink()
             self._uploaded = {name: now for name, now in self._uploaded.items() if name in files}
 
     def _files(self) -> dict[str, tuple[int, int]]:
