@@ -1,8 +1,9 @@
-"""Checks images with TensorFlow's decoders, so that training can read every accepted image.
+"""Checks images as TensorFlow decodes them, so that training can read every accepted image.
 
     encoded, perceptual = encode_checked(file.read(), Pixels(image_size=0, encoding="keep"))
 
-The only module of the converter that imports TensorFlow; only worker processes import it.
+Most images are checked by decoders that accept less than TensorFlow's (`strict_decoder`). TensorFlow, whose import takes
+longer than converting thousands of images, is imported for the first image that they do not accept.
 
 libjpeg continues after damaged data, fills in missing pixels, and reports it on standard error only. While an image is
 encoded and checked, file descriptor 2 is therefore redirected to a file and read, which also keeps the log clean.
@@ -22,19 +23,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from convoy.input_pipeline.images.perceptual import decode_ratio, perceptual_hash
+from convoy.input_pipeline.images import strict_decoder
+from convoy.input_pipeline.images.perceptual import perceptual_hash
 from convoy.input_pipeline.images.pixels import Encoded, Pixels, Size, encode_where_checked
-from convoy.input_pipeline.tf_startup import start_tensorflow
-
-# Each process converts one image at a time: a GPU and more threads would only cost memory.
-os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-
-
-start_tensorflow()
-import tensorflow as tf  # noqa: E402
-
-tf.config.threading.set_intra_op_parallelism_threads(1)
-tf.config.threading.set_inter_op_parallelism_threads(1)
 
 _PIXELS_TOGETHER = 2**24  # small files may have more pixels than fit into memory
 # Messages of libjpeg (its jerror.h) and TensorFlow for missing or invalid pixels ...
@@ -45,11 +36,6 @@ _UNKNOWN_TO_TENSORFLOW = ("arithmetic coding", "Unsupported JPEG process")
 # Lines of TensorFlow that do not concern the image, and of libtiff, which Pillow ignores too.
 _TENSORFLOW = re.compile(r"[A-Z]\d{4} |\d{4}-\d\d-\d\d |WARNING: All log messages")
 _LIBTIFF = re.compile(r"^(JPEGLib|TIFF\w*|\w*Decode\w*|\w*Unpack\w*): .{1,200}", re.MULTILINE)
-
-
-def warm_up() -> None:
-    """Starts TensorFlow's runtime, which takes a while."""
-    tf.constant(0)
 
 
 def encode_checked(data: bytes, pixels: Pixels) -> tuple[Encoded, int]:
@@ -66,7 +52,7 @@ def encode_checked(data: bytes, pixels: Pixels) -> tuple[Encoded, int]:
 
     def check(data: bytes, image_format: str, size: Size) -> bool:
         nonlocal decoded
-        decoded, is_clean = _checked(data, image_format, decode_ratio(*size))
+        decoded, is_clean = _checked(data, image_format, size)
         return is_clean
 
     try:
@@ -138,7 +124,7 @@ def _decoded_clean(reencoded: np.ndarray | None, to_check: Sequence[tuple[bytes,
     decoded = reencoded
     for data, image_format, size in to_check:
         try:
-            seen, is_clean = _checked(data, image_format, decode_ratio(*size))
+            seen, is_clean = _checked(data, image_format, size)
         except ValueError:
             return None
         if not is_clean:
@@ -154,10 +140,8 @@ def _capture(process: int) -> tuple[BinaryIO, int]:
     return tempfile.TemporaryFile(buffering=0), os.dup(2)
 
 
-def _checked(data: bytes, image_format: str, ratio: int) -> tuple[np.ndarray, bool]:
-    """Decodes an image, a JPEG to one `ratio`-th of its sides.
-
-    Every entropy-coded bit is read, as at full size, but fewer pixels are computed.
+def _checked(data: bytes, image_format: str, size: Size) -> tuple[np.ndarray, bool]:
+    """Decodes an image, a JPEG at its `perceptual.decode_ratio`.
 
     Returns:
       The pixels, [height, width, 3] uint8, and whether the decoder reported nothing (see `check` of
@@ -166,18 +150,14 @@ def _checked(data: bytes, image_format: str, ratio: int) -> tuple[np.ndarray, bo
     Raises:
       ValueError: the image is damaged.
     """
+    strictly = strict_decoder.decoded(data, image_format, size)
+    if strictly is not None:
+        return strictly, True
+    from convoy.input_pipeline.images import tensorflow_decoder
+
     capture, _ = _capture(os.getpid())
     start = capture.tell()
-    failure, decoded = "", np.empty(0, np.uint8)
-    try:
-        if image_format == "jpeg":
-            # A tensor, and 1.0 instead of the default 1, keep TensorFlow on its fast path for eager operations.
-            contents = tf.constant(data)
-            decoded = tf.raw_ops.DecodeJpeg(contents=contents, channels=3, ratio=ratio, acceptable_fraction=1.0).numpy()
-        else:
-            decoded = tf.raw_ops.DecodePng(contents=tf.constant(data), channels=3).numpy()
-    except tf.errors.OpError as error:
-        failure = error.message.split(" [Op:")[0].split("}} ")[-1]
+    decoded, failure = tensorflow_decoder.decoded(data, image_format, size)
     if not failure and capture.tell() == start:
         return decoded, True
     captured = _captured(capture, start)

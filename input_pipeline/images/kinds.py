@@ -45,8 +45,10 @@ _ONLY_CONVERTED = (
     (re.compile(rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51"), "JPEG 2000"),
     (re.compile(rb"....ftypavi[fs]", re.DOTALL), "AVIF"),
 )
+_HUFFMAN_CODED = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 _JPEG_LS = 0xF7
 _LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
+_WITHOUT_LENGTH = (0x00, 0x01, *range(0xD0, 0xDA))
 _HIERARCHICAL = (0xC5, 0xC6, 0xCD, 0xCE)
 
 
@@ -91,6 +93,12 @@ def unsupported_jpeg(data: bytes) -> str:
     return ""
 
 
+def is_common_jpeg(data: bytes) -> bool:
+    """Returns whether this is a gray or color JPEG that every decoder supports: Huffman-coded, 8 bits, not CMYK."""
+    frame = _jpeg_frame(data)
+    return frame is not None and frame[0] in _HUFFMAN_CODED and frame[1] == 8 and frame[2] in (1, 3)
+
+
 def _jpeg_frame(data: bytes) -> tuple[int, int, int] | None:
     """Returns marker, precision and channels of a JPEG's frame header (ITU-T T.81, B.2.2); None without one."""
     at = 2 if data.startswith(b"\xff\xd8") else len(data)
@@ -100,7 +108,7 @@ def _jpeg_frame(data: bytes) -> tuple[int, int, int] | None:
             at += 1
         elif marker == _JPEG_LS or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             return marker, data[at + 4], data[at + 9]
-        elif marker == 0xDA:  # pixels
+        elif marker == 0xDA or marker in _WITHOUT_LENGTH:  # pixels, or nothing that belongs before them
             return None
         else:
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
