@@ -71,9 +71,10 @@ class Source:
         Raises:
           OSError: the file cannot be read.
         """
-        with open(self.path, "rb") as file:
-            if self.offset is None:
+        if self.offset is None:
+            with open(self.path, "rb", buffering=0) as file:
                 return file.read()
+        with open(self.path, "rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
 

@@ -12,6 +12,7 @@ A truncated or damaged file raises, and `reason` describes the error in one line
 """
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Callable
@@ -22,7 +23,7 @@ import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from convoy.core.errors import UsageError
-from convoy.input_pipeline.images.kinds import kind_of, unsupported_jpeg
+from convoy.input_pipeline.images.kinds import jpeg_header, kind_of, unsupported_jpeg
 from convoy.input_pipeline.images.rgb import as_rgb, orientation, stored_as
 
 # Pillow's warnings about odd files are redundant here: each file is either decoded or left out with a reason.
@@ -161,6 +162,8 @@ def encode_where_checked(
 def _encoded_where_checked(
     data: bytes, pixels: Pixels, check: Callable[[bytes, str, Size], bool]
 ) -> tuple[Encoded, np.ndarray | None]:
+    if (plain := _plain_jpeg(data, pixels)) and check(data, "jpeg", plain.size):
+        return plain, None
     with _opened(data) as image:
         pixels.limits.check_pixels(*image.size)
         if not pixels.image_size and image.width * image.height > _DECODABLE_PIXELS:
@@ -176,6 +179,18 @@ def _encoded_where_checked(
         rgb = as_rgb(image, pixels.image_size)
         encoded = _encoded(rgb, target, _subsampling(image, pixels.image_size))
     return Encoded(encoded, target, rgb.size, 3), np.asarray(rgb)
+
+
+def _plain_jpeg(data: bytes, pixels: Pixels) -> Encoded | None:
+    """Returns a JPEG that passes through, as its header shows without Pillow's work of opening it; None for others."""
+    header = jpeg_header(data)
+    if not header or not (header.is_plain and header.is_common) or pixels.encoding not in ("keep", "jpeg"):
+        return None
+    size = header.width, header.height
+    if pixels.image_size and size != (pixels.image_size, pixels.image_size):
+        return None
+    allowed = min(round(pixels.limits.max_megapixels * 1e6), _DECODABLE_PIXELS)
+    return Encoded(data, "jpeg", size, header.channels) if 0 < math.prod(size) <= allowed else None
 
 
 def reason(error: Exception) -> str:

@@ -9,7 +9,7 @@ some builds of it decode are refused before.
 import numpy as np
 import simplejpeg
 
-from convoy.input_pipeline.images.kinds import is_common_jpeg
+from convoy.input_pipeline.images.kinds import jpeg_header
 from convoy.input_pipeline.images.perceptual import decode_ratio
 from convoy.input_pipeline.images.pixels import Size
 
@@ -26,7 +26,8 @@ def decoded(data: bytes, image_format: str, size: Size) -> np.ndarray | None:
       The pixels, [height, width, 3] uint8, a JPEG's at its `decode_ratio`; None if the image is not accepted, which does
       not mean that it is damaged.
     """
-    if image_format == "png" or not is_common_jpeg(data):
+    header = jpeg_header(data) if image_format == "jpeg" else None
+    if not header or not header.is_common:
         return None
     width, height = size
     ratio = decode_ratio(width, height)
