@@ -90,10 +90,11 @@ def fingerprint(images: Sequence[Source], labels: Sequence[Label], settings: Map
       settings: settings of the dataset, as in the manifest, and limits that are not the default ones.
     """
     content = hashlib.sha256(json.dumps([FORMAT_VERSION, _versions(), dict(settings)]).encode())
-    for image, label in zip(images, labels, strict=True):
-        numbers = f"{image.size} {image.modified} {label}"
-        fields = (os.fsencode(image.name), image.category.encode(), numbers.encode())
-        content.update(b"\0".join(fields) + b"\n\n")
+    facts = (
+        f"{image.name}\0{image.category}\0{image.size} {image.modified} {label}\n\n"
+        for image, label in zip(images, labels, strict=True)
+    )
+    content.update(os.fsencode("".join(facts)))
     return content.hexdigest()
 
 

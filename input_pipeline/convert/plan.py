@@ -137,6 +137,8 @@ def divide(
     if any(image.labels is not None for image in images):
         return stratify.divide(images, shares, lambda image: _rank(image, _key(f"validation {seed}")), together, groups)
     first, *others = shares
+    if not others:
+        return {first: tuple(images)}
     by_class: dict[str, list[Source]] = {}
     for image in images:
         by_class.setdefault(image.category, []).append(image)

@@ -214,7 +214,8 @@ def _from_folders(images: Path, splits: Mapping[str, str]) -> Sources:
         for category in folders:
             files = list_files(images, f"{parent}/{category}" if parent else category)
             class_files = [file for file in files if is_image_name(file.name)]
-            stray.extend(file.name for file in files if not is_image_name(file.name))
+            if len(class_files) < len(files):
+                stray.extend(file.name for file in files if not is_image_name(file.name))
             of_split += [
                 Source(file.path, file.name, category, file.size, file.modified, split=split) for file in class_files
             ]

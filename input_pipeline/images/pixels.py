@@ -11,6 +11,7 @@ Embedded color profiles are applied to CMYK only; RGB values are kept as stored 
 A truncated or damaged file raises, and `reason` describes the error in one line.
 """
 
+import contextlib
 import io
 import math
 import re
@@ -162,8 +163,10 @@ def encode_where_checked(
 def _encoded_where_checked(
     data: bytes, pixels: Pixels, check: Callable[[bytes, str, Size], bool]
 ) -> tuple[Encoded, np.ndarray | None]:
-    if (plain := _plain_jpeg(data, pixels)) and check(data, "jpeg", plain.size):
-        return plain, None
+    if plain := _plain_jpeg(data, pixels):
+        with contextlib.suppress(ValueError):  # a damaged file, of which Pillow may have more to say
+            if check(data, "jpeg", plain.size):
+                return plain, None
     with _opened(data) as image:
         pixels.limits.check_pixels(*image.size)
         if not pixels.image_size and image.width * image.height > _DECODABLE_PIXELS:

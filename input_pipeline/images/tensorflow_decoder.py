@@ -3,6 +3,7 @@
 The only module of the converter that imports TensorFlow; only worker processes import it.
 """
 
+import contextlib
 import os
 
 import numpy as np
@@ -18,8 +19,9 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 start_tensorflow()
 import tensorflow as tf  # noqa: E402
 
-tf.config.threading.set_intra_op_parallelism_threads(1)
-tf.config.threading.set_inter_op_parallelism_threads(1)
+with contextlib.suppress(RuntimeError):  # a process that has used TensorFlow before keeps its threads
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
 def decoded(data: bytes, image_format: str, size: Size) -> tuple[np.ndarray, str]:
