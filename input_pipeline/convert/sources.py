@@ -71,10 +71,19 @@ class Source:
         Raises:
           OSError: the file cannot be read.
         """
-        if self.offset is None:
-            with open(self.path, "rb", buffering=0) as file:
-                return file.read()
+        descriptor = os.open(self.path, os.O_RDONLY)  # half the time of `open`
+        try:
+            data = os.pread(descriptor, self.size + (self.offset is None), self.offset or 0)
+            is_whole = len(data) == self.size
+        finally:
+            os.close(descriptor)
+        return data if is_whole else self._read_again()
+
+    def _read_again(self) -> bytes:
+        """Returns the bytes of a file that has another size by now, or of one that cannot be read in one call."""
         with open(self.path, "rb") as file:
+            if self.offset is None:
+                return file.read()
             file.seek(self.offset)
             return file.read(self.size)
 

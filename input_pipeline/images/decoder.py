@@ -2,8 +2,8 @@
 
     encoded, perceptual = encode_checked(file.read(), Pixels(image_size=0, encoding="keep"))
 
-Most images are checked by decoders that accept less than TensorFlow's (`strict_decoder`). TensorFlow is imported for the
-first image that they do not accept: its import takes as long as the conversion of thousands of images.
+Most images are checked by decoders that accept less than TensorFlow's (`strict_decoder`). TensorFlow is imported for
+the first image that they do not accept: its import takes as long as the conversion of thousands of images.
 
 libjpeg continues after damaged data, fills in missing pixels, and reports it on standard error only. While an image is
 encoded and checked, file descriptor 2 is therefore redirected to a file and read, which also keeps the log clean.
@@ -24,7 +24,7 @@ from typing import BinaryIO
 import numpy as np
 
 from convoy.input_pipeline.images import strict_decoder
-from convoy.input_pipeline.images.perceptual import perceptual_hash
+from convoy.input_pipeline.images.perceptual import perceptual_hash, perceptual_hashes
 from convoy.input_pipeline.images.pixels import Encoded, Pixels, Size, encode_where_checked
 
 # TensorFlow decodes PNGs in half the time of the strict decoder: after so many pixels, its import would have paid off.
@@ -90,11 +90,12 @@ def encode_all_checked(images: Sequence[bytes], pixels: Pixels) -> Iterator[tupl
             decoded = [_decoded_clean(*one[1:]) if one else None for one in together]
         finally:
             os.dup2(stderr, 2)
+        hashes = iter(perceptual_hashes([seen for seen in decoded if seen is not None]))
         for data, one, seen in zip(images[start:], together, decoded, strict=False):
             try:
                 # Images that need more than the fast path are processed again, step by step.
                 result: tuple[Encoded, int] | Exception = (
-                    encode_checked(data, pixels) if seen is None or one is None else (one[0], perceptual_hash(seen))
+                    encode_checked(data, pixels) if seen is None or one is None else (one[0], next(hashes))
                 )
             except Exception as error:  # any error of a decoder means that the image is bad
                 result = error
