@@ -143,6 +143,8 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
         else:
             is_plain &= marker == _APP0 and length >= _JFIF_BYTES and data.startswith(b"JFIF\0", at + 4)
         at += 2 + length
+    else:
+        is_plain = False  # its pixels are missing
     if frame is None:
         return None
     process, precision, height, width, channels = _JPEG_FRAME.unpack_from(data, frame + 1)
