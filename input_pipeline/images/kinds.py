@@ -105,15 +105,14 @@ class JpegHeader(NamedTuple):
     Attributes:
       process: marker of the frame header, such as 0xC0 for baseline.
       precision: bits per channel.
-      width, height: in pixels.
+      size: width and height in pixels.
       channels: number of color components.
       is_plain: whether all other segments are JFIF's, tables and comments: no orientation, profile or color transform.
     """
 
     process: int
     precision: int
-    width: int
-    height: int
+    size: tuple[int, int]
     channels: int
     is_plain: bool
 
@@ -148,4 +147,4 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
     if frame is None:
         return None
     process, precision, height, width, channels = _JPEG_FRAME.unpack_from(data, frame + 1)
-    return JpegHeader(process, precision, width, height, channels, is_plain)
+    return JpegHeader(process, precision, (width, height), channels, is_plain)

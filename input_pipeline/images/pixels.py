@@ -24,8 +24,9 @@ import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from convoy.core.errors import UsageError
-from convoy.input_pipeline.images.kinds import jpeg_header, kind_of, unsupported_jpeg
-from convoy.input_pipeline.images.rgb import as_rgb, orientation, stored_as
+from convoy.input_pipeline.images.jpeg import decoded_jpeg
+from convoy.input_pipeline.images.kinds import JpegHeader, jpeg_header, kind_of, unsupported_jpeg
+from convoy.input_pipeline.images.rgb import as_rgb, draft_ratio, orientation, resized, stored_as
 
 # Pillow's warnings about odd files are redundant here: each file is either decoded or left out with a reason.
 warnings.filterwarnings("ignore", module="PIL")
@@ -163,10 +164,10 @@ def encode_where_checked(
 def _encoded_where_checked(
     data: bytes, pixels: Pixels, check: Callable[[bytes, str, Size], bool]
 ) -> tuple[Encoded, np.ndarray | None]:
-    if plain := _plain_jpeg(data, pixels):
-        with contextlib.suppress(ValueError):  # a damaged file, of which Pillow may have more to say
-            if check(data, "jpeg", plain.size):
-                return plain, None
+    if plain := _plain_jpeg(data, pixels.limits):
+        with contextlib.suppress(ValueError):
+            if (result := _from_plain_jpeg(data, plain, pixels, check)) is not None:
+                return result
     with _opened(data) as image:
         pixels.limits.check_pixels(*image.size)
         if not pixels.image_size and image.width * image.height > _DECODABLE_PIXELS:
@@ -184,16 +185,33 @@ def _encoded_where_checked(
     return Encoded(encoded, target, rgb.size, 3), np.asarray(rgb)
 
 
-def _plain_jpeg(data: bytes, pixels: Pixels) -> Encoded | None:
-    """Returns a JPEG that passes through, as its header shows without Pillow's work of opening it; None for others."""
+def _plain_jpeg(data: bytes, limits: Limits) -> JpegHeader | None:
+    """Returns the header of a JPEG that is shown as it is stored, without Pillow's work of opening it; else None."""
     header = jpeg_header(data)
-    if not header or not (header.is_plain and header.is_common) or pixels.encoding not in ("keep", "jpeg"):
+    allowed = min(round(limits.max_megapixels * 1e6), _DECODABLE_PIXELS)
+    is_plain = header is not None and header.is_plain and header.is_common and 0 < math.prod(header.size) <= allowed
+    return header if is_plain else None
+
+
+def _from_plain_jpeg(
+    data: bytes, header: JpegHeader, pixels: Pixels, check: Callable[[bytes, str, Size], bool]
+) -> tuple[Encoded, np.ndarray | None] | None:
+    """Returns what `_encoded_where_checked` would, in less time; None if only Pillow can tell.
+
+    Raises:
+      ValueError: the image is damaged, of which Pillow may have more to say.
+    """
+    target = "jpeg" if pixels.encoding == "keep" else pixels.encoding
+    side = pixels.image_size
+    if target == "jpeg" and (not side or header.size == (side, side)):
+        return (Encoded(data, target, header.size, header.channels), None) if check(data, target, header.size) else None
+    if not side:
         return None
-    size = header.width, header.height
-    if pixels.image_size and size != (pixels.image_size, pixels.image_size):
-        return None
-    allowed = min(round(pixels.limits.max_megapixels * 1e6), _DECODABLE_PIXELS)
-    return Encoded(data, "jpeg", size, header.channels) if 0 < math.prod(size) <= allowed else None
+    ratio = draft_ratio(header.size, side)
+    width, height = header.size
+    box = 0, 0, width / ratio, height / ratio
+    rgb = resized(Image.fromarray(decoded_jpeg(data, header, ratio)), side, box)
+    return Encoded(_encoded(rgb, target, _CHROMA_HALVED), target, rgb.size, 3), np.asarray(rgb)
 
 
 def reason(error: Exception) -> str:

@@ -88,8 +88,8 @@ def as_rgb(image: Image.Image, image_size: int = 0) -> Image.Image:
     box = None
     if image_size:
         # Lets libjpeg skip high frequencies, which resizing discards anyway.
-        least = round(_LEAST_REDUCTION * image_size)
-        drafted = image.draft(image.mode, (least, least))
+        ratio = draft_ratio(image.size, image_size)
+        drafted = image.draft(image.mode, (image.width // ratio, image.height // ratio))
         if drafted and turn == 1:
             box = drafted[1]  # without the part of the last row and column that is beyond the image
     image.load()
@@ -97,8 +97,19 @@ def as_rgb(image: Image.Image, image_size: int = 0) -> Image.Image:
     if turn != 1:
         rgb = rgb.transpose(_TURNS[turn])
     if image_size and rgb.size != (image_size, image_size):
-        rgb = rgb.resize((image_size, image_size), Image.Resampling.BILINEAR, box)
+        rgb = resized(rgb, image_size, box)
     return rgb
+
+
+def draft_ratio(size: tuple[int, int], image_size: int) -> int:
+    """Returns by how much libjpeg reduces a JPEG of this size that is then resized to `image_size`: 1, 2, 4 or 8."""
+    reduction = min(size) // round(_LEAST_REDUCTION * image_size)
+    return next((ratio for ratio in (8, 4, 2) if reduction >= ratio), 1)
+
+
+def resized(image: Image.Image, image_size: int, box: tuple[float, float, float, float] | None = None) -> Image.Image:
+    """Returns an image, or the part of it in `box`, resized to a square with antialiasing."""
+    return image.resize((image_size, image_size), Image.Resampling.BILINEAR, box)
 
 
 def _on_white(image: Image.Image, stored: str, transparent: int | bytes | tuple[int, ...] | None) -> Image.Image:

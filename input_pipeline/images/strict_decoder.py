@@ -2,9 +2,8 @@
 
     pixels = decoded(file.read(), "jpeg", (width, height))     # None: TensorFlow may decode it or not
 
-JPEGs are decoded by libjpeg-turbo, which TensorFlow has too, and any warning of its is a refusal. Kinds that only some
-builds of it decode are refused before. PNGs are decoded by Pillow, which ignores some faults that libpng reports: the
-structure, all checksums and the compressed data are checked before.
+JPEGs are decoded by libjpeg-turbo, which TensorFlow has too (`jpeg`). PNGs are decoded by Pillow, which ignores some
+faults that libpng reports: the structure, all checksums and the compressed data are checked before.
 """
 
 import io
@@ -12,9 +11,9 @@ import struct
 import zlib
 
 import numpy as np
-import simplejpeg
 from PIL import Image
 
+from convoy.input_pipeline.images.jpeg import decoded_jpeg
 from convoy.input_pipeline.images.kinds import jpeg_header
 from convoy.input_pipeline.images.perceptual import decode_ratio
 from convoy.input_pipeline.images.pixels import Size
@@ -44,20 +43,15 @@ def decoded(data: bytes, image_format: str, size: Size) -> np.ndarray | None:
     """
     try:
         if image_format == "jpeg":
-            return _jpeg(data, *size)
+            return _jpeg(data, size)
         return _png(data)
     except Exception:  # of any kind: an error or a warning of a decoder
         return None
 
 
-def _jpeg(data: bytes, width: int, height: int) -> np.ndarray | None:
+def _jpeg(data: bytes, size: Size) -> np.ndarray | None:
     header = jpeg_header(data)
-    if not header or not header.is_common:
-        return None
-    ratio = decode_ratio(width, height)
-    return simplejpeg.decode_jpeg(
-        data, "RGB", fastdct=True, min_height=-(-height // ratio), min_width=-(-width // ratio)
-    )
+    return decoded_jpeg(data, header, decode_ratio(*size), fast=True) if header else None
 
 
 def _png(data: bytes) -> np.ndarray | None:
