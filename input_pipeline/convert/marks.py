@@ -99,8 +99,8 @@ def fingerprint(images: Sequence[Source], labels: Sequence[Label], settings: Map
 
 
 @functools.cache  # reading them takes milliseconds
-def _versions() -> list[str]:
-    return [__version__, *(importlib.metadata.version(name) for name in _DECODERS)]
+def _versions() -> tuple[str, ...]:
+    return (__version__, *(importlib.metadata.version(name) for name in _DECODERS))
 
 
 def write(path: Path, shard: Shard, fingerprint: str) -> None:
