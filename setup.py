@@ -67,6 +67,7 @@ setup(
         "numpy>=2.0",  # bitwise_count: how many bits of two perceptual hashes differ
         "absl-py>=2.1",
         "pillow>=10.3",
+        "simplejpeg>=1.8",  # libjpeg-turbo with its warnings: checks JPEGs without importing TensorFlow
         "ml_collections>=1.0",  # config files with absl flags: the convention of the field's model repositories
         "google-crc32c>=1.6",  # TFRecord checksums outside TensorFlow's graph, at memory speed
         "rich>=13.7",  # the console's tables and progress bar

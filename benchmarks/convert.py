@@ -5,9 +5,9 @@
 In each round a peer converts the whole folder once, from the page cache to an empty folder, until the files are
 complete. The peers are:
 
-- "the whole command" is `convoy convert` as a user runs it, including Python, TensorFlow's import and worker processes.
-- "TensorFlow imported" is the same conversion without that import; it still starts workers, plans, decodes every image
-  in full, and flushes the shards to disk.
+- "the whole command" is `convoy convert` as a user runs it, including Python, imports and worker processes.
+- "modules imported" is the same conversion without Python's start and imports; it still starts workers, plans, decodes
+  every image in full, and flushes the shards to disk.
 - "from a tar" and "from parquet" convert the same images and labels in a WebDataset archive, and in a parquet file as
   Hugging Face writes it.
 - TFDS is a `GeneratorBasedBuilder` with `download_and_prepare` in one process, after its imports. A builder that yields
@@ -49,7 +49,7 @@ PASSED_THROUGH = {
     "convoy-command": "convoy convert, the whole command",
     "convoy-command-tar": "the whole command, from a tar",
     "convoy-command-parquet": "the whole command, from parquet",
-    "convoy": "Convoy, TensorFlow imported",
+    "convoy": "Convoy, modules imported",
     "convoy-tar": "Convoy, from a tar",
     "convoy-parquet": "Convoy, from parquet",
     "tfds": "TFDS, paths, nothing decoded",
@@ -59,7 +59,7 @@ PASSED_THROUGH = {
     "decode": "decode loop, all cores",
 }
 RESIZED = {
-    "convoy-resize": "Convoy, TensorFlow imported",
+    "convoy-resize": "Convoy, modules imported",
     "pillow-resize": "Pillow only, all cores",
 }
 _COMPARED = {"tfds": "to TFDS", "tfds-checked": "to TFDS decoding", "decode": "to decoding"}
@@ -265,7 +265,7 @@ def _convoy(source: dict[str, Any], image_size: int, output: Path) -> None:
 
     others = {"image_size": image_size}
     request = Request(output=str(output), origin=source, validation_fraction=0.0, others=others)
-    # The fork server, which has imported TensorFlow, is kept from one round to the next.
+    # The fork server, which has imported the workers' modules, is kept from one round to the next.
     with options_of(request, lambda line: None) as options:
         convert(options)
 
@@ -367,7 +367,7 @@ def _pillow(paths: Sequence[Path], size: int) -> Callable[[], Round]:
 
 
 def _resized(path: Path, size: int) -> int:
-    """Decodes, resizes and encodes as the converter does; returns the number of bytes."""
+    """Decodes, resizes and encodes as a script with Pillow's `draft` does; returns the number of bytes."""
     from PIL import Image
 
     buffer = io.BytesIO()

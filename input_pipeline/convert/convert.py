@@ -71,6 +71,7 @@ def convert(
     """
     options = with_split_folders(options)
     manifest = check(options)
+    worker_pool.warm_up("convoy.input_pipeline.convert.worker")
     with (options.listing or functools.partial(_listed, options))() as found:
         return _convert(options, manifest, found, progress, log, preview)
 
@@ -118,7 +119,6 @@ def _convert(
     else:
         found = one_spelling(found, manifest["class_names"])
         _check_classes(found, manifest["class_names"], options)
-    worker_pool.warm_up("convoy.input_pipeline.convert.worker")
     duplicates = plan.find_duplicates(found.images)
     leaked = plan.find_known(duplicates.kept, _known_images(options.output, manifest, log))
     images = tuple(image for image in duplicates.kept if image.name not in leaked)

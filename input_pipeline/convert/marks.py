@@ -4,6 +4,7 @@ A shard's mark is written after the shard itself is on disk. It contains everyth
 needs from the shard, and a fingerprint of the shard's inputs. A shard whose fingerprint still matches is reused.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -30,7 +31,7 @@ Label = int | tuple[int, ...]  # of an image: one, or any number of them
 # The number of a record's shard is only known at the end.
 _TYPES = {name: dtype for name, dtype in INDEX_TYPES.items() if name != "shard"} | IMAGE_TYPES
 _ROW = tuple(_TYPES)
-_DECODERS = ("pillow", "tensorflow")  # another version may write other bytes
+_DECODERS = ("pillow", "simplejpeg", "tensorflow")  # another version may write other bytes
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,18 @@ def fingerprint(images: Sequence[Source], labels: Sequence[Label], settings: Map
       labels: labels of the images.
       settings: settings of the dataset, as in the manifest, and limits that are not the default ones.
     """
-    versions = [__version__, *(importlib.metadata.version(name) for name in _DECODERS)]
-    content = hashlib.sha256(json.dumps([FORMAT_VERSION, versions, dict(settings)]).encode())
-    for image, label in zip(images, labels, strict=True):
-        numbers = f"{image.size} {image.modified} {label}"
-        fields = (os.fsencode(image.name), image.category.encode(), numbers.encode())
-        content.update(b"\0".join(fields) + b"\n\n")
+    content = hashlib.sha256(json.dumps([FORMAT_VERSION, _versions(), dict(settings)]).encode())
+    facts = (
+        f"{image.name}\0{image.category}\0{image.size} {image.modified} {label}\n\n"
+        for image, label in zip(images, labels, strict=True)
+    )
+    content.update(os.fsencode("".join(facts)))
     return content.hexdigest()
+
+
+@functools.cache  # reading them takes milliseconds
+def _versions() -> tuple[str, ...]:
+    return (__version__, *(importlib.metadata.version(name) for name in _DECODERS))
 
 
 def write(path: Path, shard: Shard, fingerprint: str) -> None:

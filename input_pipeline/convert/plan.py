@@ -137,6 +137,8 @@ def divide(
     if any(image.labels is not None for image in images):
         return stratify.divide(images, shares, lambda image: _rank(image, _key(f"validation {seed}")), together, groups)
     first, *others = shares
+    if not others:
+        return {first: tuple(images)}
     by_class: dict[str, list[Source]] = {}
     for image in images:
         by_class.setdefault(image.category, []).append(image)
@@ -259,9 +261,12 @@ def _rank(image: Source, key: bytes) -> bytes:
 def _sample(image: Source) -> bytes:
     middle = image.size // 2
     try:
-        with open(image.path, "rb", buffering=0) as file:
+        descriptor = os.open(image.path, os.O_RDONLY)  # half the time of `open`
+        try:
             # Not past the end of an image in a shard: the bytes that follow differ between equal images.
-            return os.pread(file.fileno(), min(_SAMPLE_BYTES, image.size - middle), (image.offset or 0) + middle)
+            return os.pread(descriptor, min(_SAMPLE_BYTES, image.size - middle), (image.offset or 0) + middle)
+        finally:
+            os.close(descriptor)
     except OSError:
         return b""
 

@@ -72,6 +72,16 @@ class Source:
         Raises:
           OSError: the file cannot be read.
         """
+        descriptor = os.open(self.path, os.O_RDONLY)  # half the time of `open`
+        try:
+            data = os.pread(descriptor, self.size + (self.offset is None), self.offset or 0)
+            is_whole = len(data) == self.size
+        finally:
+            os.close(descriptor)
+        return data if is_whole else self._read_again()
+
+    def _read_again(self) -> bytes:
+        """Returns the bytes of a file that has another size by now, or of one that cannot be read in one call."""
         with open(self.path, "rb") as file:
             if self.offset is None:
                 return file.read()
@@ -214,7 +224,8 @@ def _from_folders(images: Path, splits: Mapping[str, str]) -> Sources:
         for category in folders:
             files = list_files(images, f"{parent}/{category}" if parent else category)
             class_files = [file for file in files if is_image_name(file.name)]
-            stray.extend(file.name for file in files if not is_image_name(file.name))
+            if len(class_files) < len(files):
+                stray.extend(file.name for file in files if not is_image_name(file.name))
             of_split += [
                 Source(file.path, file.name, category, file.size, file.modified, split=split) for file in class_files
             ]

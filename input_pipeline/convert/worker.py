@@ -16,6 +16,7 @@ from convoy.input_pipeline.convert.plan import content_hash
 from convoy.input_pipeline.convert.sources import Source
 from convoy.input_pipeline.dataset.index import idx_lines
 from convoy.input_pipeline.dataset.records import FOOTER_BYTES, example, frame
+from convoy.input_pipeline.images import decoder
 from convoy.input_pipeline.images.perceptual import FLAT
 from convoy.input_pipeline.images.pixels import Encoded, Limits, Pixels, reason
 from convoy.input_pipeline.images.worker_pool import report_progress
@@ -159,8 +160,6 @@ def records(images: Sequence[Source], labels: Sequence[Label], pixels: Pixels) -
 
 def _encoded(images: Sequence[Source], pixels: Pixels) -> Iterator[tuple[bytes, Encoded, int] | Exception]:
     """Yields the file, record bytes and perceptual hash of each image, or an exception as `records`."""
-    from convoy.input_pipeline.images import decoder
-
     files = [_read(image, pixels.limits) for image in images]
     whole = [data for data in files if isinstance(data, bytes)]
     checked = decoder.encode_all_checked(whole, pixels)

@@ -243,6 +243,7 @@ def _map_entry(name: str, feature: bytes) -> bytes:
     return _delimited(1, _delimited(1, name.encode("utf-8")) + _delimited(2, feature))
 
 
+@functools.lru_cache(4096)
 def _start_of_bytes(name: str, length: int) -> bytes:
     """Returns the map entry of a bytes list of length one, without the trailing bytes."""
     values = _start(1, length)

@@ -1,8 +1,9 @@
-"""Checks images with TensorFlow's decoders, so that training can read every accepted image.
+"""Checks images as TensorFlow decodes them, so that training can read every accepted image.
 
     encoded, perceptual = encode_checked(file.read(), Pixels(image_size=0, encoding="keep"))
 
-The only module of the converter that imports TensorFlow; only worker processes import it.
+Most images are checked by decoders that accept less than TensorFlow's (`strict_decoder`). TensorFlow is imported for
+the first image that they do not accept: its import takes as long as the conversion of thousands of images.
 
 libjpeg continues after damaged data, fills in missing pixels, and reports it on standard error only. While an image is
 encoded and checked, file descriptor 2 is therefore redirected to a file and read, which also keeps the log clean.
@@ -22,20 +23,12 @@ from typing import BinaryIO
 
 import numpy as np
 
-from convoy.input_pipeline.images.perceptual import decode_ratio, perceptual_hash
+from convoy.input_pipeline.images import strict_decoder
+from convoy.input_pipeline.images.perceptual import perceptual_hash, perceptual_hashes
 from convoy.input_pipeline.images.pixels import Encoded, Pixels, Size, encode_where_checked
-from convoy.input_pipeline.tf_startup import start_tensorflow
 
-# Each process converts one image at a time: a GPU and more threads would only cost memory.
-os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-
-
-start_tensorflow()
-import tensorflow as tf  # noqa: E402
-
-tf.config.threading.set_intra_op_parallelism_threads(1)
-tf.config.threading.set_inter_op_parallelism_threads(1)
-
+# TensorFlow decodes PNGs in half the time of the strict decoder: after so many pixels, its import would have paid off.
+_STRICT_PNG_PIXELS = 2**27
 _PIXELS_TOGETHER = 2**24  # small files may have more pixels than fit into memory
 # Messages of libjpeg (its jerror.h) and TensorFlow for missing or invalid pixels ...
 _MISSING = ("premature end", "Premature end", "Input file read error")
@@ -46,10 +39,7 @@ _UNKNOWN_TO_TENSORFLOW = ("arithmetic coding", "Unsupported JPEG process")
 _TENSORFLOW = re.compile(r"[A-Z]\d{4} |\d{4}-\d\d-\d\d |WARNING: All log messages")
 _LIBTIFF = re.compile(r"^(JPEGLib|TIFF\w*|\w*Decode\w*|\w*Unpack\w*): .{1,200}", re.MULTILINE)
 
-
-def warm_up() -> None:
-    """Starts TensorFlow's runtime, which takes a while."""
-    tf.constant(0)
+_png_pixels = 0  # that this process has checked
 
 
 def encode_checked(data: bytes, pixels: Pixels) -> tuple[Encoded, int]:
@@ -66,7 +56,7 @@ def encode_checked(data: bytes, pixels: Pixels) -> tuple[Encoded, int]:
 
     def check(data: bytes, image_format: str, size: Size) -> bool:
         nonlocal decoded
-        decoded, is_clean = _checked(data, image_format, decode_ratio(*size))
+        decoded, is_clean = _checked(data, image_format, size)
         return is_clean
 
     try:
@@ -100,11 +90,12 @@ def encode_all_checked(images: Sequence[bytes], pixels: Pixels) -> Iterator[tupl
             decoded = [_decoded_clean(*one[1:]) if one else None for one in together]
         finally:
             os.dup2(stderr, 2)
+        hashes = iter(perceptual_hashes([seen for seen in decoded if seen is not None]))
         for data, one, seen in zip(images[start:], together, decoded, strict=False):
             try:
                 # Images that need more than the fast path are processed again, step by step.
                 result: tuple[Encoded, int] | Exception = (
-                    encode_checked(data, pixels) if seen is None or one is None else (one[0], perceptual_hash(seen))
+                    encode_checked(data, pixels) if seen is None or one is None else (one[0], next(hashes))
                 )
             except Exception as error:  # any error of a decoder means that the image is bad
                 result = error
@@ -138,7 +129,7 @@ def _decoded_clean(reencoded: np.ndarray | None, to_check: Sequence[tuple[bytes,
     decoded = reencoded
     for data, image_format, size in to_check:
         try:
-            seen, is_clean = _checked(data, image_format, decode_ratio(*size))
+            seen, is_clean = _checked(data, image_format, size)
         except ValueError:
             return None
         if not is_clean:
@@ -154,10 +145,8 @@ def _capture(process: int) -> tuple[BinaryIO, int]:
     return tempfile.TemporaryFile(buffering=0), os.dup(2)
 
 
-def _checked(data: bytes, image_format: str, ratio: int) -> tuple[np.ndarray, bool]:
-    """Decodes an image, a JPEG to one `ratio`-th of its sides.
-
-    Every entropy-coded bit is read, as at full size, but fewer pixels are computed.
+def _checked(data: bytes, image_format: str, size: Size) -> tuple[np.ndarray, bool]:
+    """Decodes an image, a JPEG at its `perceptual.decode_ratio`.
 
     Returns:
       The pixels, [height, width, 3] uint8, and whether the decoder reported nothing (see `check` of
@@ -166,18 +155,17 @@ def _checked(data: bytes, image_format: str, ratio: int) -> tuple[np.ndarray, bo
     Raises:
       ValueError: the image is damaged.
     """
+    global _png_pixels
+    _png_pixels += math.prod(size) if image_format == "png" else 0
+    if image_format == "jpeg" or _png_pixels < _STRICT_PNG_PIXELS:
+        strictly = strict_decoder.decoded(data, image_format, size)
+        if strictly is not None:
+            return strictly, True
+    from convoy.input_pipeline.images import tensorflow_decoder
+
     capture, _ = _capture(os.getpid())
     start = capture.tell()
-    failure, decoded = "", np.empty(0, np.uint8)
-    try:
-        if image_format == "jpeg":
-            # A tensor, and 1.0 instead of the default 1, keep TensorFlow on its fast path for eager operations.
-            contents = tf.constant(data)
-            decoded = tf.raw_ops.DecodeJpeg(contents=contents, channels=3, ratio=ratio, acceptable_fraction=1.0).numpy()
-        else:
-            decoded = tf.raw_ops.DecodePng(contents=tf.constant(data), channels=3).numpy()
-    except tf.errors.OpError as error:
-        failure = error.message.split(" [Op:")[0].split("}} ")[-1]
+    decoded, failure = tensorflow_decoder.decoded(data, image_format, size)
     if not failure and capture.tell() == start:
         return decoded, True
     captured = _captured(capture, start)

@@ -1,6 +1,8 @@
 """What a file is by its bytes, where no decoder reads it as an image. Imports neither Pillow nor TensorFlow."""
 
 import re
+import struct
+from typing import NamedTuple
 
 _SNIFFED = 1024
 # By the first bytes: whitespace stripped, lower case.
@@ -45,8 +47,15 @@ _ONLY_CONVERTED = (
     (re.compile(rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51"), "JPEG 2000"),
     (re.compile(rb"....ftypavi[fs]", re.DOTALL), "AVIF"),
 )
+_HUFFMAN_CODED = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
+_JPEG_FRAME = struct.Struct(">B2xBHHB")  # process, precision, height, width, channels
+_START_OF_SCAN, _APP0 = 0xDA, 0xE0
+_JFIF_BYTES = 16  # of its segment without a thumbnail
+# Segments that do not change how an image is shown: tables, restart interval, comment.
+_NEUTRAL = (0xC4, 0xDB, 0xDD, 0xFE)
 _JPEG_LS = 0xF7
 _LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
+_WITHOUT_LENGTH = (0x00, 0x01, *range(0xD0, 0xDA))  # markers that do not belong before the pixels
 _HIERARCHICAL = (0xC5, 0xC6, 0xCD, 0xCE)
 
 
@@ -74,34 +83,68 @@ def not_decoded_in_training(data: bytes) -> str:
 
 def unsupported_jpeg(data: bytes) -> str:
     """Returns which kind of JPEG that common decoders lack this is, and what to do; "" for other data."""
-    frame = _jpeg_frame(data)
-    if not frame:
+    header = jpeg_header(data)
+    if not header:
         return ""
-    process, precision, channels = frame
-    if process == _JPEG_LS:
+    if header.process == _JPEG_LS:
         return "JPEG-LS, which Pillow cannot read: save it as PNG"
-    if process in _LOSSLESS:
+    if header.process in _LOSSLESS:
         return "a lossless JPEG, which few programs read: save it as PNG"
-    if process in _HIERARCHICAL:
+    if header.process in _HIERARCHICAL:
         return "a hierarchical JPEG, which few programs read: save it as a baseline JPEG"
-    if precision != 8:
-        return f"a JPEG of {precision} bits per channel, which few programs read: save it with 8 bits"
-    if channels not in (1, 3, 4):
-        return f"a JPEG of {channels} channels, neither gray, RGB nor CMYK: save it as RGB"
+    if header.precision != 8:
+        return f"a JPEG of {header.precision} bits per channel, which few programs read: save it with 8 bits"
+    if header.channels not in (1, 3, 4):
+        return f"a JPEG of {header.channels} channels, neither gray, RGB nor CMYK: save it as RGB"
     return ""
 
 
-def _jpeg_frame(data: bytes) -> tuple[int, int, int] | None:
-    """Returns marker, precision and channels of a JPEG's frame header (ITU-T T.81, B.2.2); None without one."""
+class JpegHeader(NamedTuple):
+    """Header of a JPEG up to its first pixels (ITU-T T.81, B.2.2).
+
+    Attributes:
+      process: marker of the frame header, such as 0xC0 for baseline.
+      precision: bits per channel.
+      size: width and height in pixels.
+      channels: number of color components.
+      is_plain: whether all other segments are JFIF's, tables and comments: no orientation, profile or color transform.
+    """
+
+    process: int
+    precision: int
+    size: tuple[int, int]
+    channels: int
+    is_plain: bool
+
+    @property
+    def is_common(self) -> bool:
+        """Whether every decoder supports it: gray or color, Huffman-coded, 8 bits."""
+        return self.process in _HUFFMAN_CODED and self.precision == 8 and self.channels in (1, 3)
+
+
+def jpeg_header(data: bytes) -> JpegHeader | None:
+    """Returns the header of a JPEG; None for other data, and without a frame header."""
+    frame, is_plain = None, True
     at = 2 if data.startswith(b"\xff\xd8") else len(data)
     while at + 10 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # fill
+        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        if marker in _NEUTRAL:
+            pass
+        elif marker == 0xFF:  # fill
             at += 1
+            continue
         elif marker == _JPEG_LS or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            return marker, data[at + 4], data[at + 9]
-        elif marker == 0xDA:  # pixels
-            return None
+            is_plain &= frame is None
+            frame = frame or at
+        elif marker == _START_OF_SCAN or marker in _WITHOUT_LENGTH:
+            is_plain &= marker == _START_OF_SCAN
+            break
         else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return None
+            is_plain &= marker == _APP0 and length >= _JFIF_BYTES and data.startswith(b"JFIF\0", at + 4)
+        at += 2 + length
+    else:
+        is_plain = False  # its pixels are missing
+    if frame is None:
+        return None
+    process, precision, height, width, channels = _JPEG_FRAME.unpack_from(data, frame + 1)
+    return JpegHeader(process, precision, (width, height), channels, is_plain)

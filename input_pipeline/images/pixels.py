@@ -11,7 +11,9 @@ Embedded color profiles are applied to CMYK only; RGB values are kept as stored 
 A truncated or damaged file raises, and `reason` describes the error in one line.
 """
 
+import contextlib
 import io
+import math
 import re
 import warnings
 from collections.abc import Callable
@@ -22,8 +24,9 @@ import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from convoy.core.errors import UsageError
-from convoy.input_pipeline.images.kinds import kind_of, unsupported_jpeg
-from convoy.input_pipeline.images.rgb import as_rgb, orientation, stored_as
+from convoy.input_pipeline.images.jpeg import decoded_jpeg
+from convoy.input_pipeline.images.kinds import JpegHeader, jpeg_header, kind_of, unsupported_jpeg
+from convoy.input_pipeline.images.rgb import as_rgb, draft_ratio, orientation, resized, stored_as
 
 # Pillow's warnings about odd files are redundant here: each file is either decoded or left out with a reason.
 warnings.filterwarnings("ignore", module="PIL")
@@ -161,6 +164,10 @@ def encode_where_checked(
 def _encoded_where_checked(
     data: bytes, pixels: Pixels, check: Callable[[bytes, str, Size], bool]
 ) -> tuple[Encoded, np.ndarray | None]:
+    if plain := _plain_jpeg(data, pixels.limits):
+        with contextlib.suppress(ValueError):
+            if (result := _from_plain_jpeg(data, plain, pixels, check)) is not None:
+                return result
     with _opened(data) as image:
         pixels.limits.check_pixels(*image.size)
         if not pixels.image_size and image.width * image.height > _DECODABLE_PIXELS:
@@ -176,6 +183,35 @@ def _encoded_where_checked(
         rgb = as_rgb(image, pixels.image_size)
         encoded = _encoded(rgb, target, _subsampling(image, pixels.image_size))
     return Encoded(encoded, target, rgb.size, 3), np.asarray(rgb)
+
+
+def _plain_jpeg(data: bytes, limits: Limits) -> JpegHeader | None:
+    """Returns the header of a JPEG that is shown as it is stored, without Pillow's work of opening it; else None."""
+    header = jpeg_header(data)
+    allowed = min(round(limits.max_megapixels * 1e6), _DECODABLE_PIXELS)
+    is_plain = header is not None and header.is_plain and header.is_common and 0 < math.prod(header.size) <= allowed
+    return header if is_plain else None
+
+
+def _from_plain_jpeg(
+    data: bytes, header: JpegHeader, pixels: Pixels, check: Callable[[bytes, str, Size], bool]
+) -> tuple[Encoded, np.ndarray | None] | None:
+    """Returns what `_encoded_where_checked` would, in less time; None if only Pillow can tell.
+
+    Raises:
+      ValueError: the image is damaged, of which Pillow may have more to say.
+    """
+    target = "jpeg" if pixels.encoding == "keep" else pixels.encoding
+    side = pixels.image_size
+    if target == "jpeg" and (not side or header.size == (side, side)):
+        return (Encoded(data, target, header.size, header.channels), None) if check(data, target, header.size) else None
+    if not side:
+        return None
+    ratio = draft_ratio(header.size, side)
+    width, height = header.size
+    box = 0, 0, width / ratio, height / ratio
+    rgb = resized(Image.fromarray(decoded_jpeg(data, header, ratio)), side, box)
+    return Encoded(_encoded(rgb, target, _CHROMA_HALVED), target, rgb.size, 3), np.asarray(rgb)
 
 
 def reason(error: Exception) -> str:

@@ -33,6 +33,9 @@ _TURNS = {
 }
 # Factors that scale PNG grays of few bits to a byte. Pillow does not scale the transparent one.
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}
+# A JPEG is read at a half, a quarter or an eighth of its size if that leaves so many pixels per pixel of the result in
+# each direction: enough for the filter, which averages the pixels around a place, to see what it would at full size.
+_LEAST_REDUCTION = 1.4
 _STRIP_PIXELS = 2**22
 _TIFF_PHOTOMETRIC = 262
 _WHITE_IS_ZERO = 0
@@ -82,16 +85,31 @@ def as_rgb(image: Image.Image, image_size: int = 0) -> Image.Image:
         image.size
     ):
         raise ValueError("truncated: its strips or tiles do not fill the image")  # Pillow would leave the rest black
+    box = None
     if image_size:
-        # Lets libjpeg skip high frequencies, which resizing to less than half discards anyway.
-        image.draft(image.mode, (2 * image_size, 2 * image_size))
+        # Lets libjpeg skip high frequencies, which resizing discards anyway.
+        ratio = draft_ratio(image.size, image_size)
+        drafted = image.draft(image.mode, (image.width // ratio, image.height // ratio))
+        if drafted and turn == 1:
+            box = drafted[1]  # without the part of the last row and column that is beyond the image
     image.load()
     rgb = _on_white(image, stored, transparent)
     if turn != 1:
         rgb = rgb.transpose(_TURNS[turn])
     if image_size and rgb.size != (image_size, image_size):
-        rgb = rgb.resize((image_size, image_size), Image.Resampling.BILINEAR)
+        rgb = resized(rgb, image_size, box)
     return rgb
+
+
+def draft_ratio(size: tuple[int, int], image_size: int) -> int:
+    """Returns by how much libjpeg reduces a JPEG of this size that is then resized to `image_size`: 1, 2, 4 or 8."""
+    reduction = min(size) // round(_LEAST_REDUCTION * image_size)
+    return next((ratio for ratio in (8, 4, 2) if reduction >= ratio), 1)
+
+
+def resized(image: Image.Image, image_size: int, box: tuple[float, float, float, float] | None = None) -> Image.Image:
+    """Returns an image, or the part of it in `box`, resized to a square with antialiasing."""
+    return image.resize((image_size, image_size), Image.Resampling.BILINEAR, box)
 
 
 def _on_white(image: Image.Image, stored: str, transparent: int | bytes | tuple[int, ...] | None) -> Image.Image:

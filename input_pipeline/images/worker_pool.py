@@ -1,4 +1,4 @@
-"""Runs tasks in worker processes that share one TensorFlow import, and reports what a dead worker was working on.
+"""Runs tasks in worker processes that share their imports, and reports what a dead worker was working on.
 
     warm_up("convoy.input_pipeline.verify.shard")
     reports = run(check_shard, tasks, workers=2, progress=print, place=lambda task, done: f"byte {done} of {task.name}")
@@ -45,9 +45,9 @@ class StoppedError(Exception):
     """The work was cancelled; the result of this task is not needed."""
 
 
-def warm_up(module: str) -> None:
-    """Starts the fork server of the workers. It imports TensorFlow and `module` in the background."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["convoy.input_pipeline.images.decoder", module])
+def warm_up(*modules: str) -> None:
+    """Starts the fork server of the workers. It imports the modules in the background."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))
     # Inherited by the server, so it ignores Ctrl-C from its start.
     with interrupts_ignored(), helper_starting(), main_module_hidden():
         multiprocessing.forkserver.ensure_running()
@@ -137,9 +137,6 @@ def _start(board: MutableSequence[int]) -> None:
     global _board
     _board = board
     follow_parent()  # on Ctrl-C the parent sets the stop flag in the board
-    from convoy.input_pipeline.images import decoder
-
-    decoder.warm_up()
 
 
 def _do(do: Callable[[Task], Result], task: Task, number: int) -> Result:

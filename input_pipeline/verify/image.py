@@ -2,10 +2,10 @@
 
 import io
 
-import tensorflow as tf
 from PIL import Image
 
 from convoy.input_pipeline.images.rgb import orientation
+from convoy.input_pipeline.images.tensorflow_decoder import tf
 
 _STARTS = {b"\xff\xd8\xff": "jpeg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"BM": "bmp", b"RIFF": "webp"}
 

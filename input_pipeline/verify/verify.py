@@ -256,7 +256,7 @@ def _shard_arrays(arrays: Mapping[str, np.ndarray], number: int) -> dict[str, np
 
 def _work(tasks: Sequence[ShardTask], workers: int, progress: Callable[[int, int], None]) -> list[ShardReport]:
     """Checks the shards in worker processes and returns their reports, in order."""
-    worker_pool.warm_up("convoy.input_pipeline.verify.shard")
+    worker_pool.warm_up("convoy.input_pipeline.verify.image", "convoy.input_pipeline.verify.shard")
     total = sum(_size(task.path) for task in tasks)
     return worker_pool.run(
         check_shard,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from convoy.input_pipeline.images.decoder import encode_checked, warm_up
+from convoy.input_pipeline.images.decoder import encode_checked
 from convoy.input_pipeline.images.pixels import Pixels, reason
 from convoy.input_pipeline.images.rgb import as_rgb, orientation
 from tests.fuzz.runner import FAULT, UNHARMED, Outcome, refused
@@ -112,7 +112,6 @@ class Case(NamedTuple):
 class Subject:
     def __init__(self, folder: Path):
         self._files = {name: kind.data for name, kind in ZOO.items() if len(kind.data) <= _LARGEST}
-        warm_up()
 
     def make(self, rng: random.Random, number: int) -> Case:
         names, others = list(self._files), list(self._files.values())

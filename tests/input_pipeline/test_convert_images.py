@@ -98,7 +98,7 @@ def test_format_is_detected_from_the_content_not_from_the_suffix(tmp_path):
 @pytest.mark.parametrize("encoding", ["keep", "jpeg", "png", "raw"])
 def test_images_are_resized_and_encoded_as_requested(tmp_path, encoding):
     image_format, array, *_ = converted_image(
-        tmp_path, lambda path: draw(path, 7, size=50), "a.jpg", image_size=16, encoding=encoding
+        tmp_path, lambda path: draw(path, 7, size=40), "a.jpg", image_size=16, encoding=encoding
     )
     assert image_format == {"keep": "jpeg"}.get(encoding, encoding)
     expected = Image.open(tmp_path / "photos/odd/a.jpg").resize((16, 16), Image.Resampling.BILINEAR)

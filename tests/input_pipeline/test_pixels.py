@@ -18,6 +18,7 @@ from convoy.core.errors import UsageError
 from convoy.input_pipeline.images.decoder import encode_all_checked, encode_checked
 from convoy.input_pipeline.images.pixels import Limits, Pixels, encode, reason
 from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop, decode_and_crop
+from tests.input_pipeline.images import pixels
 from tests.input_pipeline.zoo import (
     HEIGHT,
     ORIENTATION,
@@ -105,6 +106,18 @@ def test_every_kind_of_image_is_resized(name):
     )
     # A JPEG more than twice as large is decoded at a lower resolution, which differs slightly from resizing.
     assert difference(result.numpy(), expected).mean() <= (3 if kind.is_lossy else 0)
+
+
+@pytest.mark.parametrize("source", [(75, 57), (90, 91), (300, 225), (640, 480)], ids=str)
+def test_jpegs_that_are_read_smaller_are_resized_as_whole_ones(source):
+    size = 32
+    for image in (photograph(*source), Image.fromarray(pixels(5, 640)).resize(source)):
+        data = saved(image, "JPEG", quality=95)
+        (png, *_), _ = encode_checked(data, Pixels(size, "png"))
+        with Image.open(io.BytesIO(data)) as whole:
+            expected = np.asarray(whole.resize((size, size), Image.Resampling.BILINEAR))
+        # Less than what encoding it as a JPEG changes.
+        assert difference(decoded(png), expected).mean() < 1
 
 
 @pytest.mark.parametrize("name", ["jpeg, baseline", "png, RGB", "gif", "webp", "tiff", "bmp, 24 bits"])
@@ -388,10 +401,10 @@ BOMBS = {
 _ACCEPTED_IF_RESIZED = "jpeg, within the limit"
 _MEASURE = """
 import resource, sys
-from convoy.input_pipeline.images.decoder import encode_checked, warm_up
+from convoy.input_pipeline.images import tensorflow_decoder  # noqa: F401 (its memory does not count)
+from convoy.input_pipeline.images.decoder import encode_checked
 from convoy.input_pipeline.images.pixels import Pixels, reason
 from tests.input_pipeline.test_pixels import BOMBS, photograph, saved
-warm_up()
 for size in (0, 64):
     encode_checked(saved(photograph(), "WEBP"), Pixels(size, "keep"))
     for name, data in BOMBS.items():

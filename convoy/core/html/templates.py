@@ -5,6 +5,7 @@ page_template(Path(__file__).with_name("report.html.j2")).render(name=name)
 A page may include `style.css`, and import `pic` from `thumbnail.html.j2`.
 """
 
+import functools
 import unicodedata
 from pathlib import Path
 
@@ -16,6 +17,7 @@ _NAME_LENGTH = 160
 _BIDIRECTIONAL = frozenset(("LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"))
 
 
+@functools.cache  # compiling one takes longer than filling it in
 def page_template(path: Path) -> jinja2.Template:
     """Returns an HTML template that may use the files of its own folder and of this one."""
     environment = jinja2.Environment(
