@@ -24,7 +24,6 @@ KINDS = {
     "v1": {"secrets": "Secret", "services": "Service", "configmaps": "ConfigMap"},
     "apps/v1": {"deployments": "Deployment"},
     "networking.k8s.io/v1": {"networkpolicies": "NetworkPolicy"},
-    "apiextensions.k8s.io/v1": {"customresourcedefinitions": "CustomResourceDefinition"},
     JOBSET: {"jobsets": "JobSet"},
 }
 
@@ -43,9 +42,7 @@ def refusal(manifest: dict[str, Any]) -> str:
 class ApiServer:
     """The server, on a free port of this host; a context manager."""
 
-    def __init__(self, kinds: dict[str, dict[str, str]] | None = None):
-        """Takes the kinds that are installed: names of resources and kinds by API version."""
-        self.kinds = kinds or KINDS
+    def __init__(self) -> None:
         self.objects: dict[str, dict[str, Any]] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"api": self}))
 
@@ -70,11 +67,11 @@ class ApiServer:
         if path == "/api":
             return {"kind": "APIVersions", "versions": ["v1"]}
         if path == "/apis":
-            groups = [_group(version) for version in self.kinds if "/" in version]
+            groups = [_group(version) for version in KINDS if "/" in version]
             return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
         if path == "/openapi/v3":
-            return {"paths": {_root(v)[1:]: {"serverRelativeURL": f"/openapi/v3{_root(v)}"} for v in self.kinds}}
-        for version, kinds in self.kinds.items():
+            return {"paths": {_root(v)[1:]: {"serverRelativeURL": f"/openapi/v3{_root(v)}"} for v in KINDS}}
+        for version, kinds in KINDS.items():
             if path == _root(version):
                 verbs = ["create", "delete", "get", "list", "patch"]
                 resources = [

@@ -10,7 +10,7 @@ import yaml
 
 from convoy.cli import main
 from convoy.core.cluster import KEY_VARIABLE
-from tests.launch.kubernetes.api_server import JOBSET, KINDS, ApiServer
+from tests.launch.kubernetes.api_server import ApiServer
 
 FLAGS = ("--replicas=2", "--gpus=1", "--image=registry/convoy:1", "--pvc=team", "--mount=/team", "--name=run")
 TRAIN = ("--", "train", "--data=/team/data", "--workdir=/team/run")
@@ -82,13 +82,6 @@ def test_fields_that_the_schemas_do_not_have_are_refused(launch, tmp_path):
             done = subprocess.run(["kubectl", "apply", "-f", "-"], input=misspelt, capture_output=True, text=True)
             assert done.returncode == 1 and "strict decoding error" in done.stderr, done.stderr
             server.objects.clear()
-
-
-def test_a_cluster_without_jobset_is_reported_with_the_fix(launch):
-    with ApiServer({version: kinds for version, kinds in KINDS.items() if version != JOBSET}) as server:
-        code, _, errors = launch(server)
-    assert code == 2
-    assert "https://jobset.sigs.k8s.io/docs/installation" in errors
 
 
 def test_a_cluster_that_does_not_answer_is_reported_with_the_fix(launch):
