@@ -21,7 +21,7 @@ from absl import flags as absl_flags
 from benchmarks import measure
 from benchmarks.step import convoy_step
 from benchmarks.step_baselines import LEARNING_RATE, keras_model, prepare_fit, prepare_torch
-from benchmarks.workers import Prepared, serve, timed
+from benchmarks.workers import PeerError, Prepared, serve, timed
 from convoy.core.errors import ConvoyError, UsageError
 from convoy.input_pipeline.tf_startup import start_tensorflow
 from convoy.trainer.doctor.hardware import driver_gpus
@@ -81,11 +81,27 @@ def run(flags: absl_flags.FlagValues) -> None:
             "image_size": flags.image_size if flags["image_size"].present else size,
             "batch_size": flags.batch_size if flags["batch_size"].present else batch_size,
         }
-        measurement = measure.measure("benchmarks.gpu", peers, options, flags.rounds)
+        measurement = _measure(peers, options, flags.rounds)
         rows = [_line(row, measurement.rows) for row in measurement.rows.values()]
         content["models"][model] = options | {"rows": rows, "skipped": measurement.skipped}
         _print(console, model, options, rows)
     measure.write_json(flags.json, content)
+
+
+def _measure(peers: Mapping[str, str], options: Mapping[str, Any], rounds: int) -> measure.Measurement:
+    """Measures one peer after another, since together they may not fit into the memory of a GPU; skips what fails."""
+    rows: dict[str, measure.Row] = {}
+    skipped: dict[str, str] = {}
+    for name, label in peers.items():
+        try:
+            measurement = measure.measure("benchmarks.gpu", {name: label}, options, rounds)
+        except PeerError as error:
+            skipped[name] = str(error).splitlines()[-1].strip()
+            measure.say(str(error))
+        else:
+            rows |= measurement.rows
+            skipped |= measurement.skipped
+    return measure.Measurement(rows, skipped)
 
 
 def _on_more_devices(most: int) -> dict[str, str]:
@@ -182,7 +198,9 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
         return prepare_torch(_PRECISION, options, compiled=name == "torch-compile")
     start_tensorflow()
     if name == "fit":
-        return Prepared(prepare_fit(_PRECISION, options).time_round, _facts(options))
+        fit = prepare_fit(_PRECISION, options)
+        fit.time_round()  # so that the memory is that of a step
+        return Prepared(fit.time_round, _facts(options))
     kind, _, number = name.partition("-on-")
     devices = int(number or 1)
     train_step, batch, _ = convoy_step(
@@ -202,7 +220,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
             result = train_step(batch, LEARNING_RATE)
         float(result.gradient_norm)
 
-    train()  # so that the memory is that of a step
+    train()  # as above
     work = options["steps_per_round"] * devices * options["batch_size"]
     return Prepared(timed(train, work), _facts(options))
 

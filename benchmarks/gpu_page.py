@@ -86,13 +86,11 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 
 def _input(gpu: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> str:
     """Returns how many images a core reads, and how many cores feed one device."""
-    columns = ("images", "reader", "images/s", "images/s per core", *(f"cores for {name}" for name in gpu["models"]))
+    models = gpu["models"].items()
+    rate_of = {name: row["median"] for name, model in models for row in model["rows"] if row["peer"] == "convoy"}
+    size_of = {name: model["image_size"] for name, model in models}
+    columns = ("images", "reader", "images/s", "images/s per core", *(f"cores for {name}" for name in rate_of))
     lines = [measure.markdown(columns), "|---|---" + "|---:" * (len(columns) - 2) + "|"]
-    rate_of = {
-        name: next(row["median"] for row in model["rows"] if row["peer"] == "convoy")
-        for name, model in gpu["models"].items()
-    }
-    size_of = {name: model["image_size"] for name, model in gpu["models"].items()}
     for row in rows:
         cores = [
             f"{rate / row['median_per_core']:.1f}" if size_of[name] == row["image_size"] else ""

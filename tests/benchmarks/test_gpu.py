@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from benchmarks import gpu, gpu_page, measure
-from benchmarks.workers import Round
+from benchmarks.workers import PeerError, Round
 from convoy.trainer.doctor.hardware import Driver
 from tests.benchmarks.test_bench import ROOT, refused
 
@@ -46,6 +46,18 @@ def test_a_machine_without_gpus_is_refused(capsys, monkeypatch):
     monkeypatch.setattr(gpu, "driver_gpus", lambda: Driver(problem="nvidia-smi not found"))
     refused(capsys, "--device=gpu nvidia-smi --device=cpu", "gpu")
     refused(capsys, "--models resnet51 resnet50", "gpu", "--device=cpu", "--models=resnet51")
+
+
+def test_a_peer_that_fails_is_left_out(monkeypatch):
+    def measured(module, peers, options, rounds):
+        if "torch" in peers:
+            raise PeerError("peer torch ended with exit code 1:\n  CUDA out of memory")
+        return measure.Measurement({name: row(name, 1.0) for name in peers}, {})
+
+    monkeypatch.setattr(measure, "measure", measured)
+    found = gpu._measure({"fit": "Keras fit", "torch": "PyTorch", "convoy": "Convoy"}, {}, 1)
+    assert [*found.rows] == ["fit", "convoy"]
+    assert found.skipped == {"torch": "CUDA out of memory"}
 
 
 @pytest.fixture
