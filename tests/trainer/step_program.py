@@ -240,8 +240,10 @@ def main(specification: dict[str, Any]) -> None:
     if KIND == "CPU":
         cpu, logical = tf.config.list_physical_devices("CPU")[0], tf.config.LogicalDeviceConfiguration()
         tf.config.set_logical_device_configuration(cpu, [logical] * specification["devices"])
-    for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
+    else:
+        for gpu in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(gpu, True)
+        tf.config.experimental.enable_tensor_float_32_execution(False)  # float32 is compared
     reports, values, deterministic = {}, {}, False
     for options in sorted(specification["runs"], key=lambda options: options.get("deterministic", False)):
         identity = options.pop("id")
