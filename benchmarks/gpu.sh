@@ -40,7 +40,7 @@ if [ -n "$tiny" ]; then
   export CUDA_VISIBLE_DEVICES=-1
   device=cpu page="$output/gpu.md" gpu=(--rounds=1 --steps_per_round=1 --image_size=32 --batch_size=4 --most_devices=2)
   gpu+=(--peers=fit,torch,convoy,convoy-on-2 --models=baseline_cnn)
-  input=(--rounds=1 --round_seconds=0.05 --batch_size=8 --peers=decode,reader) count=40
+  input=(--rounds=1 --round_seconds=0.05 --batch_size=8 --peers=decode,reader) count=200
 else
   nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv | tee "$output/nvidia-smi.txt"
   device=gpu page=docs/results/gpu.md gpu=(--rounds=5 --steps_per_round=50)
