@@ -1,12 +1,15 @@
 """`convoy bench input`: from shards to batches, compared with `tf.data`, TFDS, PyTorch, NVIDIA DALI and decode loops.
 
+    convoy bench input --small=0 --medium=0 --large=128 --image_size=64 --peers=decode,reader,reader-fast
+
 All peers read the same images from the page cache, shuffle them, and return batches of square uint8 images and labels.
-They read the same shards, except PyTorch, whose `DataLoader` opens image files with Pillow in one worker process per
-core, as is usual. DALI runs on the CPU and locates records by our `.idx` files; DALI and PyTorch are skipped unless
-installed. The decode loops only decode images in memory: image by image in a `tf.data` map, which the others are
-compared with, and many images in one graph, which avoids the overhead of the map. The reader is also measured with a
-disk cache that has all images, as from the second epoch on, and with random crops, which are resized. With
-`--with_step`, `baseline_cnn` is trained on a batch that stays in memory and on the batches of the reader.
+They read the same shards, except PyTorch, whose `DataLoader` opens image files, with Pillow as is usual or with
+torchvision's `decode_jpeg`, in one worker process per core. DALI runs on the CPU and locates records by our `.idx`
+files; DALI and PyTorch are skipped unless installed. The decode loops only decode images in memory: image by image in a
+`tf.data` map, which the others are compared with, and many images in one graph, which avoids the overhead of the map.
+The reader is also measured with a disk cache that has all images, as from the second epoch on, and with random crops,
+which are resized. With `--with_step`, `baseline_cnn` is trained on a batch that stays in memory and on the batches of
+the reader.
 """
 
 import contextlib
@@ -28,12 +31,15 @@ INPUT_PEERS = {
     "decode": "decode loop, image by image",
     "decode-batch": "decode loop, 64 in one graph",
     "reader": "Convoy's reader",
+    "reader-fast": "Convoy's reader, config.decode=fast",
     "reader-disk": "Convoy's reader, disk cache",
     "crops": "Convoy's reader, random crops",
+    "crops-fast": "Convoy's reader, random crops, config.decode=fast",
     "crops-disk": "Convoy's reader, random crops, disk cache",
     "tfdata": "tf.data, TFRecordDataset",
     "tfds": "TFDS, builder_from_directory",
     "torch": "PyTorch, DataLoader and Pillow",
+    "torchvision": "PyTorch, DataLoader and torchvision's decode_jpeg",
     "dali": "NVIDIA DALI on the CPU",
 }
 STEP_PEERS = {
@@ -170,12 +176,15 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
         "decode": lambda split, options: jpegs.decode_loop(_encoded(split), options["batch_size"]),
         "decode-batch": lambda split, options: jpegs.decode_unrolled(_encoded(split), options["batch_size"]),
         "reader": _reader,
+        "reader-fast": lambda split, options: _reader(split, options, decode="fast"),
         "reader-disk": lambda split, options: _reader(split, options, on_disk=True),
         "crops": lambda split, options: _reader(split, options, smallest_crop=_SMALLEST_CROP),
+        "crops-fast": lambda split, options: _reader(split, options, smallest_crop=_SMALLEST_CROP, decode="fast"),
         "crops-disk": lambda split, options: _reader(split, options, smallest_crop=_SMALLEST_CROP, on_disk=True),
         "tfdata": tfdata,
         "tfds": _tfds,
         "torch": torch_loader,
+        "torchvision": lambda split, options: torch_loader(split, options, decode=_torchvision_image),
         "dali": _dali,
     }
     return Prepared(time_batches(iter(makers[name](split, options)), options))
@@ -202,11 +211,18 @@ def time_batches(
     return time_round
 
 
-def _reader(split: Split, options: dict[str, Any], smallest_crop: float = 1.0, *, on_disk: bool = False) -> Any:  # noqa: ANN401
+def _reader(  # noqa: ANN202
+    split: Split,
+    options: dict[str, Any],
+    smallest_crop: float = 1.0,
+    *,
+    decode: str = "exact",
+    on_disk: bool = False,
+):
     from convoy.input_pipeline.reading.decode import Crop
     from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 
-    crop = Crop(options["image_size"], smallest_crop)
+    crop = Crop(options["image_size"], smallest_crop, decode=decode)
     cache = _filled_cache(split, options, crop) if on_disk else None
     return Reader(split, crop, cache=cache).training(BatchSlice(options["batch_size"]), seed=0)
 
@@ -287,13 +303,19 @@ def _tfds(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
     return _shuffled_batches(images, chosen, options["batch_size"])
 
 
-def torch_loader(split: Split, options: dict[str, Any], transform: Callable[[Any], Any] | None = None) -> Iterator[Any]:
+def torch_loader(
+    split: Split,
+    options: dict[str, Any],
+    transform: Callable[[Any], Any] | None = None,
+    decode: Callable[[Path, int], Any] | None = None,
+) -> Iterator[Any]:
     """Loads image files, written to disk first, as `torchvision.datasets.ImageFolder` does.
 
     Args:
       split: its images are written.
       options: batch_size, image_size.
       transform: from a Pillow image to an array; resizes by default.
+      decode: from a file and the size to an array, without Pillow.
     """
     try:
         import torch
@@ -312,7 +334,7 @@ def torch_loader(split: Split, options: dict[str, Any], transform: Callable[[Any
                 yield from torch.randperm(len(files)).tolist()
 
     loader = data.DataLoader(
-        _ImageFiles(files, options["image_size"], transform),
+        _ImageFiles(files, options["image_size"], transform, decode),
         batch_size=options["batch_size"],
         sampler=Order(),
         num_workers=usable_cores(),
@@ -323,10 +345,16 @@ def torch_loader(split: Split, options: dict[str, Any], transform: Callable[[Any
 
 
 class _ImageFiles:
-    """A PyTorch dataset: (image [size, size, 3] uint8, or the result of `transform`; label) by index."""
+    """A PyTorch dataset: (image [size, size, 3] uint8, or the result of `transform` or `decode`; label) by index."""
 
-    def __init__(self, files: list[tuple[Path, int]], size: int, transform: Callable[[Any], Any] | None):
-        self._files, self._size, self._transform = files, size, transform
+    def __init__(
+        self,
+        files: list[tuple[Path, int]],
+        size: int,
+        transform: Callable[[Any], Any] | None,
+        decode: Callable[[Path, int], Any] | None,
+    ):
+        self._files, self._size, self._transform, self._decode = files, size, transform, decode
 
     def __len__(self) -> int:
         return len(self._files)
@@ -337,6 +365,8 @@ class _ImageFiles:
         from PIL import Image
 
         path, label = self._files[number]
+        if self._decode:
+            return self._decode(path, self._size), label
         with Image.open(path) as image:
             pixels = image.convert("RGB")
         if self._transform:
@@ -344,6 +374,17 @@ class _ImageFiles:
         if pixels.size != (self._size, self._size):
             pixels = pixels.resize((self._size, self._size), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(pixels)), label
+
+
+def _torchvision_image(path: Path, size: int) -> Any:  # noqa: ANN401
+    """Returns an image, [3, size, size] uint8."""
+    try:
+        from torchvision import io
+        from torchvision.transforms.v2 import functional
+    except ImportError:
+        raise SkippedError("torchvision is not installed") from None
+    image = io.decode_jpeg(io.read_file(str(path)), mode=io.ImageReadMode.RGB)
+    return image if image.shape[1:] == (size, size) else functional.resize(image, [size, size])
 
 
 def _dali(split: Split, options: dict[str, Any]) -> Iterator[Any]:

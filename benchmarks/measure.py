@@ -105,7 +105,7 @@ def define_common_flags(flags: absl_flags.FlagValues) -> None:
         "rounds", 5, "Rounds; each measures every peer once.", lower_bound=1, upper_bound=1000, flag_values=flags
     )
     absl_flags.DEFINE_integer(
-        "batch_size", 64, "Images per step; in scaling per device.", lower_bound=1, flag_values=flags
+        "batch_size", 64, "Images per step; in scaling and order per device.", lower_bound=1, flag_values=flags
     )
     absl_flags.DEFINE_integer("image_size", 64, "Side of the images in pixels.", lower_bound=18, flag_values=flags)
     absl_flags.DEFINE_integer(

@@ -3,6 +3,7 @@
 convoy bench step
 convoy bench input --data=data --json=input.json
 convoy bench augment
+convoy bench order --virtual_replicas=8,64,512
 convoy bench convert --images=photos/train
 convoy bench scaling --model=baseline_cnn
 convoy bench monitoring
@@ -26,7 +27,7 @@ TAKES_ARGUMENTS = True
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 _BENCHMARKS = (
-    *("step", "input", "augment", "index", "convert", "scaling", "monitoring"),
+    *("step", "input", "augment", "index", "order", "convert", "scaling", "monitoring"),
     *("generalization", "resize", "imbalance", "gpu"),
 )
 _KNOWN = f"Benchmarks: {', '.join(_BENCHMARKS)}. Example: convoy bench step"

@@ -1,5 +1,6 @@
 """Per-image work on the host: parse the record, decode, take a random crop, resize. `augment` does the rest."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -10,8 +11,10 @@ from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.reading.cache import PixelCache
 from convoy.input_pipeline.reading.viewed import decode_as_viewed
 
+_JPEG = b"\xff\xd8\xff"
+_SCALES = (1, 2, 4, 8)  # divisors of the size at which libjpeg decodes from fewer frequencies of a block
 VIEWED = "viewed"  # format of encoded images that are decoded by `decode_as_viewed`
-_MAX_LOG_ASPECT = math.log(4 / 3)
+_MAX_ASPECT = 4 / 3
 _PADDING = 128  # mid-gray, which models that scale pixels to [-1, 1] see as 0; also the color of `erase`
 
 
@@ -26,17 +29,20 @@ class Crop(NamedTuple):
       resize: how an image that is not square becomes square. "squash": without keeping its aspect ratio. "crop": the
         central square; random crops take their share of its area, from anywhere in the image. "pad": the whole image,
         on gray; random crops have the aspect ratio of the image as their middle, and fill the same place.
+      decode: "exact": every pixel. "fast": JPEG files at a half, quarter or eighth of their size, if that leaves every
+        crop as many pixels as the result has.
     """
 
     size: int
     min_area: float = 1.0
     max_area: float = 1.0
     resize: str = "squash"
+    decode: str = "exact"
 
     @property
     def whole(self) -> "Crop":
         """The same without random crops, as in evaluation."""
-        return Crop(self.size, resize=self.resize)
+        return self._replace(min_area=1.0, max_area=1.0)
 
 
 def parse_records(payloads: tf.Tensor, split: Split, shown_otherwise: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
@@ -66,7 +72,7 @@ def parse_records(payloads: tf.Tensor, split: Split, shown_otherwise: tf.Tensor 
         is_stored = is_raw
         if shown_otherwise is not None:
             encoded = columns["encoded"]
-            is_jpeg = tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
+            is_jpeg = tf.strings.substr(encoded, 0, 3) == _JPEG
             is_png = tf.strings.substr(encoded, 0, 4) == b"\x89PNG"
             is_stored |= ~shown_otherwise & (is_jpeg | is_png)
         columns["format"] = tf.where(is_stored, columns["format"], VIEWED)
@@ -152,7 +158,7 @@ def _decode_each_cached(
             return tf.reshape(pixels[start : start + height * width * 3], [height, width, 3])
 
         def decode_and_keep() -> tf.Tensor:
-            image = decode(features, any_viewed=any_viewed)
+            image = decode(features, crop, any_viewed=any_viewed)
             image = image if crop.min_area < 1 else crop_and_resize(image, draws, crop)
             return tf.cond(features["to_keep"], lambda: cache.keep(features["index"], image), lambda: image)
 
@@ -180,14 +186,15 @@ def decode_and_crop(
     Returns:
       [size, size, 3] uint8. Downsizing averages over areas, upsizing interpolates linearly.
     """
-    return crop_and_resize(decode(features, any_viewed=any_viewed), randomness, crop)
+    return crop_and_resize(decode(features, crop, any_viewed=any_viewed), randomness, crop)
 
 
-def decode(features: dict[str, tf.Tensor], *, any_viewed: bool = True) -> tf.Tensor:
+def decode(features: dict[str, tf.Tensor], crop: Crop | None = None, *, any_viewed: bool = True) -> tf.Tensor:
     """Returns one whole image, [height, width, 3] uint8.
 
     Args:
       features: as in `decode_and_crop`.
+      crop: what it is decoded for; None: every pixel of it.
       any_viewed: whether the format may be `VIEWED`. Its branch has hundreds of operations, which take longer to trace
         than the rest of a reader.
     """
@@ -201,7 +208,21 @@ def decode(features: dict[str, tf.Tensor], *, any_viewed: bool = True) -> tf.Ten
     branches = [(features["format"] == "raw", raw_pixels)]
     if any_viewed:
         branches.append((features["format"] == VIEWED, lambda: _as_viewed(encoded)))
+    if crop and crop.decode == "fast":
+        branches.append((tf.strings.substr(encoded, 0, 3) == _JPEG, functools.partial(_decode_scaled, encoded, crop)))
     return tf.case(branches, default=lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False))
+
+
+def _decode_scaled(encoded: tf.Tensor, crop: Crop) -> tf.Tensor:
+    """Returns a JPEG file at the smallest scale at which no crop has to be enlarged, [height, width, 3] uint8."""
+    sides = tf.image.extract_jpeg_shape(encoded)[:2]
+    needed = _padded_sides(sides, crop.size) if crop.resize == "pad" else tf.constant([crop.size, crop.size])
+    if crop.min_area < 1:
+        shortest = math.sqrt(crop.min_area / _MAX_ASPECT)  # side of the smallest crop, as a share of the image's
+        needed = tf.cast(tf.math.ceil(tf.cast(needed, tf.float32) / shortest), tf.int32)
+    fits = tf.reduce_all([-(-sides // scale) >= needed for scale in _SCALES[1:]], 1)
+    decoders = [functools.partial(tf.io.decode_jpeg, encoded, channels=3, ratio=scale) for scale in _SCALES]
+    return tf.switch_case(tf.reduce_sum(tf.cast(fits, tf.int32)), decoders)
 
 
 # As one node of the graph: TensorFlow visits every node of a branch that is inlined, also where it is not taken.
@@ -221,7 +242,7 @@ def crop_and_resize(image: tf.Tensor, randomness: tf.Tensor, crop: Crop) -> tf.T
     elif crop.resize == "crop":
         region = _central_square(image)
     if crop.resize == "pad":
-        return _padded(_scaled(region, _padded_sides(image, crop.size)), crop.size)
+        return _padded(_scaled(region, _padded_sides(tf.shape(image)[:2], crop.size)), crop.size)
     return tf.ensure_shape(_scaled(region, [crop.size, crop.size]), [crop.size, crop.size, 3])
 
 
@@ -236,7 +257,7 @@ def _random_crop(image: tf.Tensor, randomness: tf.Tensor, crop: Crop) -> tf.Tens
     shortest = tf.minimum(height, width)
     whole = shortest * shortest if crop.resize == "crop" else height * width
     area = whole * (crop.min_area + (crop.max_area - crop.min_area) * randomness[0])
-    aspect = tf.exp((2.0 * randomness[1] - 1.0) * _MAX_LOG_ASPECT)  # width to height
+    aspect = tf.exp((2.0 * randomness[1] - 1.0) * math.log(_MAX_ASPECT))  # width to height
     if crop.resize == "pad":
         aspect *= width / height
     # If one side exceeds the image, the other grows to preserve the area.
@@ -254,9 +275,8 @@ def _central_square(image: tf.Tensor) -> tf.Tensor:
     return image[top : top + side, left : left + side]
 
 
-def _padded_sides(image: tf.Tensor, size: int) -> tf.Tensor:
-    """Returns height and width, [2] int32, of an image whose longer side becomes `size`."""
-    sides = tf.shape(image)[:2]
+def _padded_sides(sides: tf.Tensor, size: int) -> tf.Tensor:
+    """Returns height and width, [2] int32, of an image with these sides once its longer one is `size`."""
     longest = tf.reduce_max(sides)
     return tf.maximum((2 * sides * size + longest) // (2 * longest), 1)
 

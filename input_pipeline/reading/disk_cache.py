@@ -81,7 +81,7 @@ class DiskCache(PixelCache):
                 self._records = RecordReader(self._split)
             records = self._records
         with tf.device("/CPU:0"):  # as in the pipeline: a GPU rounds differently
-            (image,) = records.images(np.array([index]))
+            (image,) = records.images(np.array([index]), self._crop)
             if self._crop.min_area == 1:
                 image = resize(tf.constant(image), self._crop).numpy()
         self._add(np.array([index]), image[None])
@@ -107,13 +107,13 @@ def open_disk_cache(dataset: Dataset, split_name: str, crop: Crop, space: DiskSp
       DataError: there is no such split, or it cannot be used.
     """
     split, (content, numbers, num_images) = dataset.split(split_name), dataset.stored_images(split_name)
-    # Whatever may change a pixel. Random crops are taken from whole images.
+    # Whatever may change a pixel. Random crops are taken from whole images, if these are decoded exactly.
     key = {
         "format": _FORMAT,
         "versions": [__version__, tf.__version__, platform.machine()],
         "images": [content, num_images],
         "record": [split.keys.image, split.as_viewed, split.states_true_sizes],
-        "crop": crop._asdict() if crop.min_area == 1 else None,
+        "crop": crop._asdict() if crop.min_area == 1 or crop.decode == "fast" else None,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     try:

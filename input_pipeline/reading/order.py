@@ -8,9 +8,12 @@ The permutation is a Feistel network over the next even number of bits, with cyc
 (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Mixing is SplitMix64 (Steele et al. 2014). Golden
 vectors in `tests/input_pipeline/test_order.py` guarantee that the order of existing runs never changes.
 
-Block shuffle is for storage where reading single records is slow. Each epoch concatenates the shards in an order of
-its own, cuts the sequence into blocks of B records, and permutes the records within each block with the same network
-under separate keys. An image is shuffled only among its neighbors; in exchange, a block takes a few long reads.
+Striped shuffle is for storage where reading single records is slow. Each epoch puts the shards in a row of its own and
+cuts the row into V stripes, one per virtual replica: stripe v has as many records as virtual replica v has positions in
+that epoch. A stripe is read window by window. A window has a piece from each of m sections of the stripe, so that it
+takes a few long reads and yet has records from everywhere in the stripe, and its records are permuted with the same
+network under separate keys. A process reads only the stripes of its own virtual replicas, so that all processes
+together read each record once per epoch.
 
 Class sampling gives each class a fixed number of an epoch's N positions, spread over the epoch by a permutation. These
 positions draw from endless passes over the class's images, each pass with its own permutation, so the images of a class
@@ -18,48 +21,120 @@ are seen equally often, within one. An image's randomness depends on the pass, s
 in an epoch is augmented differently each time.
 """
 
-from typing import NamedTuple
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+Numbers = TypeVar("Numbers", int, np.ndarray)
+
 _ROUNDS = 4
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_ORDER_STREAM, _IMAGE_STREAM, _SHARD_STREAM, _BLOCK_STREAM, _SAMPLE_STREAM, _CLASS_STREAM = 1, 2, 3, 4, 5, 6
+_ORDER_STREAM, _IMAGE_STREAM, _SHARD_STREAM, _SAMPLE_STREAM, _CLASS_STREAM = 1, 2, 3, 5, 6
+_WINDOW_STREAM, _ROW_STREAM, _SECTION_STREAM = 7, 8, 9
 SAMPLINGS = ("natural", "inverse_sqrt", "balanced")
 
 
-class Blocks(NamedTuple):
-    """The blocks of a block shuffle.
+@dataclass(frozen=True, eq=False)
+class Stripes:
+    """The stripes of a striped shuffle. The order of a run depends on all fields, and on its seed.
+
+    With G positions per step and V virtual replicas, position p belongs to virtual replica `p % G // (G / V)`.
 
     Attributes:
       shard_sizes: [num_shards] int64, records of each shard, in the order in which images are numbered.
-      size: B, records per block; the last block of an epoch may have fewer.
+      window_size: the most records per window. The windows of a stripe have the same size, give or take one record.
+      virtual_replicas: V.
+      global_batch_size: G, a multiple of V.
+      pieces: m, the stretches of neighboring records in a window.
     """
 
     shard_sizes: np.ndarray
-    size: int
+    window_size: int
+    virtual_replicas: int
+    global_batch_size: int
+    pieces: int = 1
 
-    @property
+    @functools.cached_property
     def num_images(self) -> int:
         """N, the total number of records."""
         return int(self.shard_sizes.sum())
 
+    def following(self, position: int, count: int) -> np.ndarray:
+        """Returns a position and those that follow it in its virtual replica, [count] int64."""
+        replica = position % self.global_batch_size // self._slice
+        return self._positions(replica, self._turn(position) + np.arange(count))
+
+    def windows(self, positions: np.ndarray) -> "Windows":
+        """Returns the window of each position; `positions` are [n] int64, 0 or more."""
+        num_images = self.num_images
+        epochs = positions // num_images
+        replicas = positions % self.global_batch_size // self._slice
+        first, end = epochs * num_images, (epochs + 1) * num_images
+        stripe_starts = self._before(end, replicas) - self._before(first, replicas)
+        stripe_sizes = self._before(end, replicas + 1) - self._before(first, replicas + 1) - stripe_starts
+        turns_before = self._before(first, replicas + 1) - self._before(first, replicas)
+        places = self._turn(positions) - turns_before
+        counts = -(-stripe_sizes // self.window_size)
+        numbers = places * counts // stripe_sizes
+        starts = -(-numbers * stripe_sizes // counts)
+        sizes = -(-(numbers + 1) * stripe_sizes // counts) - starts
+        return Windows(
+            first=self._positions(replicas, turns_before + starts),
+            sizes=sizes,
+            epochs=epochs,
+            replicas=replicas,
+            numbers=numbers,
+            stripe_starts=stripe_starts,
+            stripe_sizes=stripe_sizes,
+            starts=starts,
+            places=places - starts,
+        )
+
     @property
-    def blocks_per_epoch(self) -> int:
-        """Number of blocks per epoch."""
-        return -(-self.num_images // self.size)
+    def _slice(self) -> int:
+        """Positions per step and virtual replica."""
+        return self.global_batch_size // self.virtual_replicas
 
-    def numbers(self, positions: np.ndarray) -> np.ndarray:
-        """Returns the block number of each position, [n] int64, counted over all epochs."""
-        epochs, places = np.divmod(positions, self.num_images)
-        return epochs * self.blocks_per_epoch + places // self.size
+    def _turn(self, positions: Numbers) -> Numbers:
+        """Returns how many earlier positions the virtual replica of each position has."""
+        return positions // self.global_batch_size * self._slice + positions % self._slice
 
-    def images(self, number: int, *, seed: int) -> np.ndarray:
-        """Returns the images of a block, [B or fewer] int64, in their order in the shards."""
-        epoch, number = divmod(number, self.blocks_per_epoch)
-        start = number * self.size
-        places = np.arange(start, min(start + self.size, self.num_images))
-        return _concatenated(places, self.shard_sizes, seed=seed, epoch=epoch)
+    def _positions(self, replicas: Numbers, turns: np.ndarray) -> np.ndarray:
+        """Returns the positions of virtual replicas; the inverse of `_turn`."""
+        return turns // self._slice * self.global_batch_size + replicas * self._slice + turns % self._slice
+
+    def _before(self, positions: np.ndarray, replicas: np.ndarray) -> np.ndarray:
+        """Returns how many positions before those given belong to virtual replicas before those given."""
+        steps, rest = np.divmod(positions, self.global_batch_size)
+        return steps * replicas * self._slice + np.minimum(rest, replicas * self._slice)
+
+
+class Windows(NamedTuple):
+    """The window of each of n positions; all [n] int64.
+
+    Attributes:
+      first: the first position of the window, which identifies it.
+      sizes: records in the window.
+      epochs: the epoch.
+      replicas: the virtual replica.
+      numbers: number of the window in its stripe.
+      stripe_starts: where its stripe begins in the epoch's row of shards.
+      stripe_sizes: records in its stripe.
+      starts: records in earlier windows of its stripe.
+      places: the position's place in the window.
+    """
+
+    first: np.ndarray
+    sizes: np.ndarray
+    epochs: np.ndarray
+    replicas: np.ndarray
+    numbers: np.ndarray
+    stripe_starts: np.ndarray
+    stripe_sizes: np.ndarray
+    starts: np.ndarray
+    places: np.ndarray
 
 
 class ClassSampling(NamedTuple):
@@ -113,24 +188,18 @@ def positions_to_images(positions: np.ndarray, *, num_images: int, seed: int) ->
     return indices, epochs
 
 
-def block_positions_to_images(positions: np.ndarray, *, blocks: Blocks, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `positions_to_images`, with a block shuffle."""
-    positions = np.asarray(positions, np.int64)
-    num_images = blocks.num_images
-    epochs, places = np.divmod(positions, num_images)
-    numbers = blocks.numbers(positions)
-    for number in np.unique(numbers):
-        chosen = numbers == number
-        epoch, within_epoch = divmod(int(number), blocks.blocks_per_epoch)
-        start = within_epoch * blocks.size
-        size = min(blocks.size, num_images - start)
-        key = _key(seed, _BLOCK_STREAM, epoch, within_epoch)
-        places[chosen] = start + _permute(places[chosen] - start, size, key)
-    indices = np.empty_like(places)
-    for epoch in np.unique(epochs):
-        chosen = epochs == epoch
-        indices[chosen] = _concatenated(places[chosen], blocks.shard_sizes, seed=seed, epoch=int(epoch))
-    return indices, epochs
+def striped_positions_to_images(positions: np.ndarray, *, stripes: Stripes, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `positions_to_images`, with a striped shuffle."""
+    windows = stripes.windows(np.asarray(positions, np.int64))
+    keys = _keys(seed, _WINDOW_STREAM, windows.epochs, windows.replicas, windows.numbers)
+    places = windows.starts + _permute_each(windows.places, windows.sizes, keys)
+    indices = windows.stripe_starts + _spread(places, windows, stripes.pieces, seed)
+    for epoch in np.unique(windows.epochs):
+        chosen = windows.epochs == epoch
+        begin, ends, shifts = _row(stripes, seed, int(epoch))
+        places = (indices[chosen] + begin) % stripes.num_images
+        indices[chosen] = places + shifts[np.searchsorted(ends, places, side="right")]
+    return indices, windows.epochs
 
 
 def sampled_positions_to_images(
@@ -161,14 +230,33 @@ def permute(values: np.ndarray, *, num_images: int, seed: int, epoch: int) -> np
     return _permute(values, num_images, _key(seed, _ORDER_STREAM, epoch))
 
 
-def _concatenated(places: np.ndarray, shard_sizes: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-    """Returns the image at each place of the epoch's concatenated shards."""
-    num_shards = len(shard_sizes)
-    shards = _permute(np.arange(num_shards), num_shards, _key(seed, _SHARD_STREAM, epoch))
-    ends = np.cumsum(shard_sizes[shards])
-    first_images = (np.cumsum(shard_sizes) - shard_sizes)[shards]
-    nth = np.searchsorted(ends, places, side="right")
-    return first_images[nth] + places - (ends - shard_sizes[shards])[nth]
+def _spread(places: np.ndarray, windows: Windows, pieces: int, seed: int) -> np.ndarray:
+    """Returns where the n-th record of the windows, [n] int64, is in its stripe: in each section in turn.
+
+    Each section begins anywhere: otherwise the pieces of a window would be as far apart in every epoch.
+    """
+    sections = places % pieces
+    sizes, longer = np.divmod(windows.stripe_sizes, pieces)
+    section_starts = sections * sizes + np.minimum(sections, longer)
+    sizes = sizes + (sections < longer)
+    begins = _keys(seed, _SECTION_STREAM, windows.epochs, windows.replicas, sections) % sizes.astype(np.uint64)
+    return section_starts + (places // pieces + begins.astype(np.int64)) % sizes
+
+
+@functools.lru_cache(maxsize=4)  # batches and the windows read ahead are in one or two epochs
+def _row(stripes: Stripes, seed: int, epoch: int) -> tuple[int, np.ndarray, np.ndarray]:
+    """Returns the row of shards of an epoch, as a ring.
+
+    Returns:
+      the place where the row begins, and ends: otherwise the stripes and windows of a split of few shards would have
+      much the same images in all epochs; the place where each shard ends [num_shards] int64; and the difference of its
+      images' indices to their places [num_shards] int64.
+    """
+    sizes = stripes.shard_sizes
+    shards = _permute(np.arange(len(sizes)), len(sizes), _key(seed, _SHARD_STREAM, epoch))
+    ends, first_images = np.cumsum(sizes[shards]), (np.cumsum(sizes) - sizes)[shards]
+    begin = int(_key(seed, _ROW_STREAM, epoch) % np.uint64(stripes.num_images))
+    return begin, ends, first_images - (ends - sizes[shards])
 
 
 def _permute(values: np.ndarray, num_images: int, key: np.uint64) -> np.ndarray:

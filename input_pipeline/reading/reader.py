@@ -9,8 +9,8 @@ Stages: position -> index (`sampler`) -> records, checksums verified (`record_re
 parallel (`decode`) -> batch -> host part of the augmentation. The reader keeps no position state: step `t` starts at
 position `t * global_batch_size`.
 
-With global shuffle, records are read one by one from a local directory. With block shuffle they are read by long
-range reads (`blocks`), from a local directory or any TensorFlow file system (`storage`). Records that cannot be used
+With global shuffle, records are read one by one from a local directory. With striped shuffle they are read by long
+range reads (`windows`), from a local directory or any TensorFlow file system (`storage`). Records that cannot be used
 end the iteration or are replaced (`substitutes`). Decoded images can be cached across epochs (`cache`).
 """
 
@@ -64,9 +64,7 @@ class Reader:
         crop: Crop,
         draws: int = CROP_DRAWS,
         *,
-        shuffle: str = "global",
-        block_size: int = 0,
-        sampling: str = "natural",
+        sampler: Sampler | None = None,
         on_corrupt: str = "raise",
         cache: PixelCache | None = None,
         operations: Sequence[Operation] = (),
@@ -77,10 +75,7 @@ class Reader:
           split: what to read.
           crop: how the host crops and resizes training images. Evaluation resizes whole images in the same way.
           draws: random numbers per training image, at least `CROP_DRAWS`.
-          shuffle: `global` or `block`. Training on a remote store requires `block`.
-          block_size: records per block; 0 for the default of `make_blocks`.
-          sampling: how often each class is drawn, one of `order.SAMPLINGS`; other than `natural` only with global
-            shuffle.
+          sampler: the order; by default a global shuffle. Training on a remote store requires a striped one.
           on_corrupt: `raise` or `substitute`. Evaluation always raises: a metric over other images than the split's
             would not be comparable.
           cache: of decoded images.
@@ -95,8 +90,8 @@ class Reader:
         self._draws = draws
         self._cache = cache
         self._operations = operations
-        self._sampler = Sampler(split, shuffle=shuffle, block_size=block_size, sampling=sampling)
-        self._records = RecordReader(split, blocks=self._sampler.blocks, on_corrupt=on_corrupt)
+        self._sampler = sampler or Sampler(split)
+        self._records = RecordReader(split, stripes=self._sampler.stripes, on_corrupt=on_corrupt)
         self._error: ConvoyError | None = None
         self._recently_read: collections.deque[np.ndarray] = collections.deque(maxlen=_REMEMBERED_READS)
 
@@ -118,10 +113,10 @@ class Reader:
           tf.errors.OpError: while iterating: a record cannot be used; `explain` returns which. With substitution, if
             only decoding failed, call `recover` and iterate again from the step that failed.
         """
-        if self._records.shards.are_remote and not self._sampler.blocks:
+        if self._records.shards.are_remote and not self._sampler.stripes:
             raise UsageError(
                 f"{self._records.shards.paths[0].parent}: global shuffle reads single records and needs a local "
-                "directory. Pass --config.shuffle=block."
+                "directory. Pass --config.shuffle=striped."
             )
 
         def locate(positions: np.ndarray) -> dict[str, np.ndarray]:
@@ -185,17 +180,21 @@ class Reader:
           RecordError: a record is damaged or its image cannot be decoded; names shard, offset and image index.
           ConvoyError: the file system fails.
         """
+        return self._decoded(indices)
+
+    def seen(self, indices: np.ndarray) -> np.ndarray:
+        """Returns images as evaluation sees them, [n, size, size, 3] uint8; arguments and errors as `images`."""
+        crop = self._crop.whole
+        return np.stack([resize(tf.constant(image), crop).numpy() for image in self._decoded(indices, crop)])
+
+    def _decoded(self, indices: np.ndarray, crop: Crop | None = None) -> list[np.ndarray]:
         try:
-            return self._records.images(indices)
+            return self._records.images(indices, crop)
         except tf.errors.OpError:
             with contextlib.closing(self._records.problems(np.asarray(indices))) as problems:
                 if problem := next(problems, None):
                     raise problem from None
             raise
-
-    def seen(self, indices: np.ndarray) -> np.ndarray:
-        """Returns images as evaluation sees them, [n, size, size, 3] uint8; arguments and errors as `images`."""
-        return np.stack([resize(tf.constant(image), self._crop).numpy() for image in self.images(indices)])
 
     def explain(self) -> ConvoyError | None:
         """Returns the error that ended an iteration with a `tf.errors.OpError`; None if this split did not cause it.

@@ -4,8 +4,8 @@
     payloads = reader.read(np.array([3, 7]))        # RecordError: a damaged record
     problem = reader.problem(3)                     # None, or a RecordError
 
-Single records are read from local shards, or made of the images of a source. Blocks, and any records of remote shards,
-are read by byte ranges (`blocks`).
+Single records are read from local shards, or made of the images of a source. Windows, and any records of remote shards,
+are read by byte ranges (`windows`).
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -23,11 +23,11 @@ from convoy.input_pipeline.dataset.records import CONVERT, FRAME_OVERHEAD, Recor
 from convoy.input_pipeline.dataset.storage import Shards
 from convoy.input_pipeline.images.kinds import not_decoded_in_training
 from convoy.input_pipeline.images.pixels import refused_size
-from convoy.input_pipeline.reading.blocks import RangeReader
 from convoy.input_pipeline.reading.cache import PixelCache
-from convoy.input_pipeline.reading.decode import decode, parse_records
-from convoy.input_pipeline.reading.order import Blocks
+from convoy.input_pipeline.reading.decode import Crop, decode, parse_records
+from convoy.input_pipeline.reading.order import Stripes
 from convoy.input_pipeline.reading.substitutes import Substitutes
+from convoy.input_pipeline.reading.windows import RangeReader
 
 
 class RecordReader:
@@ -38,12 +38,12 @@ class RecordReader:
       substitutes: replacements of records that cannot be used; None where such records raise.
     """
 
-    def __init__(self, split: Split, *, blocks: Blocks | None = None, on_corrupt: str = "raise"):
+    def __init__(self, split: Split, *, stripes: Stripes | None = None, on_corrupt: str = "raise"):
         """Opens the shards.
 
         Args:
           split: the split to read.
-          blocks: the blocks of a block shuffle; None with global shuffle.
+          stripes: the stripes of a striped shuffle; None with global shuffle.
           on_corrupt: `raise` or `substitute`, for `read_training`.
 
         Raises:
@@ -52,8 +52,8 @@ class RecordReader:
         self.shards = Shards(split.shard_paths)
         self.substitutes = Substitutes(split.num_images, self.problem) if on_corrupt == "substitute" else None
         self._split = split
-        self._blocks = blocks
-        self._ranges = RangeReader(split, self.shards) if self.shards.are_remote or blocks else None
+        self._stripes = stripes
+        self._ranges = RangeReader(split, self.shards) if self.shards.are_remote or stripes else None
         self._decode_one = _single_decoder(split)
 
     def read(self, indices: np.ndarray) -> list[bytes]:
@@ -93,14 +93,13 @@ class RecordReader:
         cached = cache.keeps(used) if cache else np.zeros(len(used), bool)
         missing = np.flatnonzero(~cached)
         try:
-            if self._blocks and self._ranges and len(missing):
+            if self._stripes and self._ranges and len(missing):
                 replaced = (used != indices)[missing]
-                # Substitutes are not in the blocks of the images that they replace.
+                # Substitutes are not in the windows of the images that they replace.
                 original = missing[~replaced]
-                numbers = self._blocks.numbers(positions[original])
-                block_frames = self._ranges.read_blocks(self._blocks, numbers, used[original], seed=seed)
-                single_frames = self._single_frames(used[missing[replaced]])
-                frames = (next(single_frames if is_replaced else block_frames) for is_replaced in replaced.tolist())
+                windows = self._ranges.read_windows(self._stripes, positions[original], used[original], seed=seed)
+                singles = self._single_frames(used[missing[replaced]])
+                frames = (next(singles if is_replaced else windows) for is_replaced in replaced.tolist())
                 read = self._checked(frames, used[missing])
             else:
                 read = self._payloads(used[missing])
@@ -115,18 +114,20 @@ class RecordReader:
             payloads[place] = payload
         return used, payloads, cached
 
-    def images(self, indices: np.ndarray) -> list[np.ndarray]:
+    def images(self, indices: np.ndarray, crop: Crop | None = None) -> list[np.ndarray]:
         """Returns whole images, each [height, width, 3] uint8.
 
         Args:
           indices: [n] integers in [0, num_images).
+          crop: what they are decoded for; None: every pixel of them.
 
         Raises:
           tf.errors.OpError: an image cannot be decoded.
           RecordError: as `read`.
           ConvoyError: the file system fails.
         """
-        return [self._decode_one(payload).numpy() for payload in self.read(indices)]
+        decode_one = _single_decoder(self._split, crop) if crop and crop.decode == "fast" else self._decode_one
+        return [decode_one(payload).numpy() for payload in self.read(indices)]
 
     def problems(self, indices: np.ndarray) -> Generator[RecordError, None, None]:
         """Yields why images, [n] int64, cannot be used: each image once, by index. Close the generator after use."""
@@ -202,12 +203,12 @@ def _why_undecodable(payload: bytes, key: str) -> str:
     return refused_size(encoded) or not_decoded_in_training(encoded) if isinstance(encoded, bytes) else ""
 
 
-def _single_decoder(split: Split) -> Callable[[bytes], tf.Tensor]:
+def _single_decoder(split: Split, crop: Crop | None = None) -> Callable[[bytes], tf.Tensor]:
     """Returns a function from a record's payload to its image. It raises `tf.errors.OpError` if decoding fails."""
 
     def decode_payload(payload: tf.Tensor) -> tf.Tensor:
         columns = parse_records(payload[None], split)
-        return decode({name: column[0] for name, column in columns.items()}, any_viewed=split.as_viewed)
+        return decode({name: column[0] for name, column in columns.items()}, crop, any_viewed=split.as_viewed)
 
     # Eagerly, a small image would take three times as long, and threads would wait for each other.
     return tf.function(decode_payload, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)

@@ -1,7 +1,7 @@
 """Which images a process reads at each step: its slice of the batch, and the image at each position of the stream.
 
 slices = BatchSlice(global_batch_size=128, replicas=2)
-sampler = Sampler(split, shuffle="global")
+sampler = Sampler(split)
 indices, epochs = sampler.locate(slices.positions(step=10), seed=0)
 """
 
@@ -11,7 +11,6 @@ import numpy as np
 
 from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.reading import order
-from convoy.input_pipeline.reading.blocks import make_blocks
 
 
 @dataclass(frozen=True)
@@ -50,21 +49,20 @@ class Sampler:
     """Maps positions of the training stream to images.
 
     Attributes:
-      blocks: the blocks of a block shuffle; None with global shuffle.
+      stripes: of a striped shuffle; None with global shuffle.
     """
 
-    def __init__(self, split: Split, *, shuffle: str = "global", block_size: int = 0, sampling: str = "natural"):
+    def __init__(self, split: Split, *, stripes: order.Stripes | None = None, sampling: str = "natural"):
         """Prepares the order.
 
         Args:
           split: the images.
-          shuffle: `global` or `block`.
-          block_size: records per block; 0 for the default of `make_blocks`.
+          stripes: of a striped shuffle (`windows.make_stripes`); None for a global shuffle.
           sampling: how often each class is drawn, one of `order.SAMPLINGS`; other than `natural` only with global
             shuffle. An image of several labels counts to the rarest one, and those without a label to a class of
             their own.
         """
-        self.blocks = make_blocks(split, block_size) if shuffle == "block" else None
+        self.stripes = stripes
         self._num_images = split.num_images
         self._sampling = order.class_sampling(split.strata(), sampling) if sampling != "natural" else None
 
@@ -74,8 +72,8 @@ class Sampler:
         Returns:
           image indices [n] int64, and [n] int64 the epoch, or with class sampling the pass over the class.
         """
-        if self.blocks:
-            return order.block_positions_to_images(positions, blocks=self.blocks, seed=seed)
+        if self.stripes:
+            return order.striped_positions_to_images(positions, stripes=self.stripes, seed=seed)
         if self._sampling:
             return order.sampled_positions_to_images(positions, sampling=self._sampling, seed=seed)
         return order.positions_to_images(positions, num_images=self._num_images, seed=seed)

@@ -221,12 +221,17 @@ def test_bench_input_measures_every_reader(bench):
     sizes = ("--image_size=32", "--batch_size=8", "--rounds=2", "--round_seconds=0.05")
     result, output, messages = bench("input", *generated, *sizes)
     rows = {row["peer"]: row for row in result["rows"]}
-    readers = ["reader", "reader-disk", "crops", "crops-disk"]
-    assert list(rows)[:8] == ["decode", "decode-batch", *readers, "tfdata", "tfds"]
+    readers = ["reader", "reader-fast", "reader-disk", "crops", "crops-fast", "crops-disk"]
+    assert list(rows)[:10] == ["decode", "decode-batch", *readers, "tfdata", "tfds"]
     assert rows["decode"]["ratio"] == rows["reader"]["reader_ratio"] == 1
     assert all(row["ratio"] > 0 and row["images"] == "40 JPEGs of 64x64" for row in rows.values())
     assert "Convoy's reader" in output
-    for peer, package, name in (("torch", "torch", "PyTorch"), ("dali", "nvidia.dali", "NVIDIA DALI")):
+    others = (
+        ("torch", "torch", "PyTorch"),
+        ("torchvision", "torchvision", "torchvision"),
+        ("dali", "nvidia.dali", "NVIDIA DALI"),
+    )
+    for peer, package, name in others:
         assert (peer in rows) or f"{name} is not installed" in messages
         assert (peer in rows) == is_installed(package)
 

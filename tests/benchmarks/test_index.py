@@ -17,7 +17,7 @@ def test_index_is_measured_at_every_size(convoy, tmp_path):
     bytes_a_record = (1.2e6 * large["bytes_a_record"] - 3e5 * small["bytes_a_record"]) / 9e5
     assert 27 < bytes_a_record <= content["promised_bytes_a_record"] == 32
     for row in (small, large):
-        assert 0 < row["global_seconds"] < 0.1 and 0 < row["windowed_seconds"] < 0.1 and row["open_seconds"] > 0
+        assert 0 < row["global_seconds"] < 0.1 and 0 < row["striped_seconds"] < 0.1 and row["open_seconds"] > 0
 
 
 def test_generated_index_is_a_valid_dataset(tmp_path):

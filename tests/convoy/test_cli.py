@@ -329,7 +329,7 @@ class TestPrintConfig:
         _, out, _ = run("train", "--config=convnet", "--print_config", *given)
         fields = printed_fields(out)
         assert float(fields["eval_every_epochs"]) > 0
-        assert (fields["shuffle"], fields["progressive.sizes"]) == ("'block'", "()")
+        assert (fields["shuffle"], fields["progressive.sizes"]) == ("'striped'", "()")
 
     def test_recipe_name_and_file_work_from_any_folder(self, convoy, tmp_path):
         shipped = convoy("train", "--config=smoke", "--print_config", cwd=tmp_path, check=True)

@@ -10,12 +10,15 @@ from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.dataset.records import RecordError
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import BatchSlice, Reader
+from convoy.input_pipeline.reading.sampler import Sampler
+from convoy.input_pipeline.reading.windows import make_stripes
 from tests.input_pipeline.datasets import write_split
 from tests.input_pipeline.images import pixels
 
 COLUMNS = ("shard", "offset", "length", "label", "crc")
 SIZE = 16
 EIGHT, WHOLE = BatchSlice(8), Crop(SIZE)
+STRIPED = {"virtual_replicas": 4, "window_size": 14}  # for `stream`
 
 
 def make_split(folder: Path, count: int = 60, shards: int = 3, size: int = SIZE) -> Split:
@@ -26,10 +29,27 @@ def make_split(folder: Path, count: int = 60, shards: int = 3, size: int = SIZE)
     return dataclasses.replace(split, **{**columns, "label": np.arange(count, dtype=np.int32)})
 
 
+def striped(split: Split, virtual_replicas: int, window_size: int, slices: BatchSlice = EIGHT) -> Sampler:
+    """Returns the order of a striped shuffle."""
+    sizes = {"virtual_replicas": virtual_replicas, "global_batch_size": slices.global_batch_size}
+    return Sampler(split, stripes=make_stripes(split, window_size=window_size, **sizes))
+
+
 def stream(
-    split: Split, steps: int, *, slices: BatchSlice = EIGHT, crop: Crop = WHOLE, draws=4, start_step=0, **options
+    split: Split,
+    steps: int,
+    *,
+    slices: BatchSlice = EIGHT,
+    crop: Crop = WHOLE,
+    draws=4,
+    start_step=0,
+    virtual_replicas=0,
+    window_size=0,
+    **options,
 ):
-    """Returns the columns of the first `steps` elements of the training stream."""
+    """Returns the columns of the first `steps` elements of the training stream; striped with virtual replicas."""
+    if virtual_replicas:
+        options["sampler"] = striped(split, virtual_replicas, window_size, slices)
     reader = Reader(split, crop, draws=draws, **options)
     try:
         return columns_of(reader.training(slices, seed=3, start_step=start_step), steps)

@@ -3,13 +3,13 @@ import pytest
 
 from convoy.input_pipeline.reading.order import (
     SAMPLINGS,
-    Blocks,
-    block_positions_to_images,
+    Stripes,
     class_sampling,
     image_randomness,
     permute,
     positions_to_images,
     sampled_positions_to_images,
+    striped_positions_to_images,
 )
 
 # Golden values of existing runs. A resumed run recomputes its order, so if a value changes, every existing checkpoint
@@ -38,18 +38,33 @@ GOLDEN_ORDER = [  # (num_images, seed, epoch, images at positions 0 to 9 of the 
         ],
     ),
 ]
-GOLDEN_BLOCKS = [  # (shard sizes, block_size, seed, epoch, images at positions 0 to 9 of the epoch)
-    ((10,), 10, 0, 0, [2, 5, 8, 9, 3, 4, 0, 1, 7, 6]),
-    ((4, 6, 5), 8, 0, 0, [2, 5, 7, 6, 3, 4, 0, 1, 11, 10]),
-    ((4, 6, 5), 8, 0, 1, [10, 14, 12, 1, 13, 0, 11, 2, 4, 5]),
-    ((4, 6, 5), 8, 1, 0, [11, 2, 13, 1, 10, 0, 12, 14, 8, 7]),
-    ((1000, 1, 2500, 0, 700), 512, 42, 3, [327, 20, 384, 289, 485, 468, 162, 461, 465, 467]),
+GOLDEN_STRIPES = [  # (shard sizes, window_size, V, G, pieces, seed, epoch, images at positions 0 to 9 of the epoch)
+    ((10,), 10, 1, 1, 1, 0, 0, [2, 1, 4, 5, 9, 3, 7, 8, 6, 0]),
+    ((4, 6, 5), 8, 1, 4, 2, 0, 0, [7, 14, 6, 3, 5, 9, 4, 8, 10, 12]),
+    ((4, 6, 5), 3, 2, 4, 1, 0, 0, [6, 8, 2, 3, 7, 11, 4, 14, 9, 10]),
+    ((4, 6, 5), 3, 2, 4, 1, 0, 1, [13, 4, 5, 12, 14, 6, 9, 0, 1, 8]),
+    ((4, 6, 5), 3, 2, 4, 1, 1, 0, [7, 8, 11, 2, 6, 9, 1, 13, 3, 10]),
+    ((1000, 1, 2500, 0, 700), 512, 4, 64, 3, 42, 3, [502, 567, 4077, 4148, 550, 1665, 1620, 1334, 920, 1650]),
     (
         (10000000, 20000000, 2147483648),
         33554,
+        8,
+        16,
+        16,
         -1,
         100,
-        [30024883, 30022503, 30004607, 30007994, 30024744, 30032703, 30005558, 30009338, 30022936, 30008937],
+        [
+            534456601,
+            420077960,
+            659312332,
+            774969613,
+            1108423745,
+            894437185,
+            1176560434,
+            1275285611,
+            1519240246,
+            1442695961,
+        ],
     ),
 ]
 GOLDEN_SAMPLED = [  # (images per class, sampling, seed, epoch, images at positions 0 to 9, their passes)
@@ -192,52 +207,97 @@ def test_randomness_depends_only_on_image_epoch_and_seed():
     assert len({row.tobytes() for row in different}) == len(different)
 
 
-@pytest.mark.parametrize(("sizes", "block_size", "seed", "epoch", "images"), GOLDEN_BLOCKS)
-def test_block_shuffle_golden_values(sizes, block_size, seed, epoch, images):
+@pytest.mark.parametrize(
+    ("sizes", "window_size", "virtual_replicas", "global_batch_size", "pieces", "seed", "epoch", "images"),
+    GOLDEN_STRIPES,
+)
+def test_striped_shuffle_golden_values(
+    sizes, window_size, virtual_replicas, global_batch_size, pieces, seed, epoch, images
+):
+    stripes = Stripes(np.array(sizes), window_size, virtual_replicas, global_batch_size, pieces)
     positions = epoch * sum(sizes) + np.arange(10)
-    blocks = Blocks(np.array(sizes), block_size)
-    at_positions, epochs = block_positions_to_images(positions, blocks=blocks, seed=seed)
+    at_positions, epochs = striped_positions_to_images(positions, stripes=stripes, seed=seed)
     assert at_positions.tolist() == images
     assert epochs.tolist() == [epoch] * 10
 
 
-@pytest.mark.parametrize("sizes", [(1,), (7,), (3, 1, 5), (0, 4, 0, 6), (20, 20, 20), (1, 50, 2)])
-@pytest.mark.parametrize("block_size", [1, 2, 7, 23, 1000])
-def test_block_shuffle_has_each_image_once_per_epoch(sizes, block_size):
+def replicas_of(positions: np.ndarray, stripes: Stripes) -> np.ndarray:
+    """Returns the virtual replica of each position, from its definition: the v-th equal slice of each step."""
+    slices = np.repeat(np.arange(stripes.virtual_replicas), stripes.global_batch_size // stripes.virtual_replicas)
+    return slices[positions % stripes.global_batch_size]
+
+
+@pytest.mark.parametrize("virtual_replicas", range(1, 17))
+@pytest.mark.parametrize("sizes", [(1,), (7,), (3, 1, 5), (0, 41, 0, 60), (23, 23, 23, 24), (1, 150, 2, 46)])
+@pytest.mark.parametrize(("window_size", "per_replica", "pieces"), [(1, 1, 1), (7, 3, 3), (1000, 2, 11)])
+def test_striped_shuffle_has_each_image_once_per_epoch(sizes, virtual_replicas, window_size, per_replica, pieces):
     num_images = sum(sizes)
-    blocks = Blocks(np.array(sizes), min(block_size, num_images))
-    images, epochs = block_positions_to_images(np.arange(4 * num_images), blocks=blocks, seed=5)
-    for epoch in range(4):
+    stripes = Stripes(np.array(sizes), window_size, virtual_replicas, virtual_replicas * per_replica, pieces)
+    images, epochs = striped_positions_to_images(np.arange(5 * num_images), stripes=stripes, seed=5)
+    assert np.array_equal(epochs, np.arange(5 * num_images) // num_images)
+    for epoch in range(5):
         assert np.array_equal(np.sort(images[epochs == epoch]), np.arange(num_images))
 
 
-def test_block_has_the_images_of_its_positions_in_few_contiguous_runs():
-    blocks = Blocks(np.array([40, 25, 60, 35]), 30)
-    positions = np.arange(3 * 160)
-    images, _ = block_positions_to_images(positions, blocks=blocks, seed=2)
-    numbers = blocks.numbers(positions)
-    assert numbers[-1] == 3 * blocks.blocks_per_epoch - 1
-    for number in range(3 * blocks.blocks_per_epoch):
-        block = blocks.images(number, seed=2)
-        assert np.array_equal(np.sort(block), np.sort(images[numbers == number]))
-        assert (np.diff(block) != 1).sum() <= 2  # spans at most three shards
-        assert len(block) < 20 or images[numbers == number].tolist() != block.tolist()
+@pytest.mark.parametrize("virtual_replicas", [1, 3, 8])
+@pytest.mark.parametrize(("window_size", "pieces"), [(1, 1), (5, 1), (30, 1), (30, 3), (1000, 4)])
+def test_each_virtual_replica_reads_its_stripe_window_by_window(virtual_replicas, window_size, pieces):
+    shard_sizes, num_images = np.array([40, 25, 61, 35]), 161
+    shard_of = np.repeat(np.arange(4), shard_sizes)
+    stripes = Stripes(shard_sizes, window_size, virtual_replicas, 2 * virtual_replicas, pieces)
+    positions = np.arange(3 * num_images)
+    images, epochs = striped_positions_to_images(positions, stripes=stripes, seed=2)
+    windows, replicas = stripes.windows(positions), replicas_of(positions, stripes)
+    for epoch in range(3):
+        for replica in range(virtual_replicas):
+            own = np.flatnonzero((epochs == epoch) & (replicas == replica))
+            firsts, begins = np.unique(windows.first[own], return_index=True)
+            assert np.array_equal(firsts, own[begins])  # one after another
+            sizes = windows.sizes[own[begins]]
+            assert sizes.sum() == len(own) and sizes.max() <= window_size and np.ptp(sizes) <= 1
+            stretches = 0
+            for first, size in zip(firsts, sizes, strict=True):
+                window = own[np.searchsorted(own, first) :][:size]
+                assert np.array_equal(stripes.following(first, size), window)
+                held = np.sort(images[window])
+                stretches += 1 + ((np.diff(held) != 1) | (np.diff(shard_of[held]) != 0)).sum()
+                assert size < 20 or not np.array_equal(images[window], held)
+            # More only where shards, the row and the sections end.
+            assert stretches <= len(firsts) * pieces + 5 + pieces
+    for position in (0, 7, 160, 161, 300):
+        (following,) = stripes.following(position, 2)[1:]
+        assert following == positions[(positions > position) & (replicas == replicas[position])][0]
 
 
-def test_block_shuffle_differs_by_epoch_and_seed():
-    blocks = Blocks(np.array([100] * 10), 128)
-    orders = [block_positions_to_images(np.arange(3000), blocks=blocks, seed=seed)[0] for seed in range(3)]
+@pytest.mark.parametrize("sizes", [[100] * 10, [1000]])
+def test_striped_shuffle_differs_by_epoch_seed_and_virtual_replicas(sizes):
+    sizes = np.array(sizes)
+    orders = [
+        striped_positions_to_images(np.arange(3000), stripes=Stripes(sizes, 128, replicas, 8), seed=seed)[0]
+        for replicas in (1, 4)
+        for seed in range(3)
+    ]
     epochs = [order[1000 * epoch : 1000 * (epoch + 1)] for order in orders for epoch in range(3)]
     for i, one in enumerate(epochs):
         for other in epochs[:i]:
-            assert (one == other).sum() < 100  # blocks of the same shard agree in one position on average
+            assert (one == other).sum() < 30
 
 
-def test_block_positions_can_be_queried_in_any_order_and_grouping():
-    blocks = Blocks(np.array([5, 9, 2]), 6)
+def test_an_image_of_a_single_shard_comes_at_another_time_and_to_another_virtual_replica_in_each_epoch():
+    stripes = Stripes(np.array([4000]), 100, 8, 64)
+    positions = np.arange(50 * 4000)
+    images, _ = striped_positions_to_images(positions, stripes=stripes, seed=0)
+    at = np.argsort(images.reshape(50, 4000), axis=1)  # [epoch, image]
+    assert abs(np.abs(np.diff(at[:, 17])).mean() / 4000 - 1 / 3) < 0.1  # as for independent places
+    met = np.bincount(replicas_of(np.arange(50)[:, np.newaxis] * 4000 + at, stripes)[:, 17], minlength=8)
+    assert met.min() > 0 and met.max() < 15
+
+
+def test_striped_positions_can_be_queried_in_any_order_and_grouping():
+    stripes = Stripes(np.array([5, 9, 2]), 4, 3, 6)
     positions = np.random.default_rng(0).permutation(60)
-    together, epochs = block_positions_to_images(positions, blocks=blocks, seed=9)
-    one_by_one = [block_positions_to_images(np.array([p]), blocks=blocks, seed=9) for p in positions]
+    together, epochs = striped_positions_to_images(positions, stripes=stripes, seed=9)
+    one_by_one = [striped_positions_to_images(np.array([p]), stripes=stripes, seed=9) for p in positions]
     assert together.tolist() == [images[0] for images, _ in one_by_one]
     assert epochs.tolist() == (positions // 16).tolist()
 

@@ -13,7 +13,7 @@ from convoy.input_pipeline.reading.pixel_store import DiskSpace, PixelStore
 from convoy.input_pipeline.reading.reader import BatchSlice
 from tests.input_pipeline.datasets import write_split
 from tests.input_pipeline.images import pixels
-from tests.input_pipeline.streams import SIZE, assert_same, make_split, stream
+from tests.input_pipeline.streams import SIZE, STRIPED, assert_same, make_split, stream
 
 pytestmark = pytest.mark.slow
 
@@ -44,10 +44,10 @@ def new_cache(request, tmp_path):
     [Crop(SIZE), Crop(8), Crop(20), Crop(SIZE, 0.3), Crop(8, 0.3)],
     ids=lambda crop: f"{crop.size}-{crop.min_area}",
 )
-@pytest.mark.parametrize("order", ["global", "block"])
+@pytest.mark.parametrize("order", [{}, STRIPED], ids=["global", "striped"])
 def test_every_epoch_equals_the_uncached_stream(split, crop, order, new_cache):
     cache = new_cache(split, crop)
-    options = {"crop": crop, "shuffle": order, "block_size": 14}
+    options = {"crop": crop, **order}
     assert_same(stream(split, 4 * EPOCH, cache=cache, **options), stream(split, 4 * EPOCH, **options))
     assert cache.keeps(np.arange(IMAGES)).all()
 
@@ -72,6 +72,19 @@ def test_images_of_any_shape_and_format_equal_the_uncached_ones(tmp_path, crop, 
         cache = new_cache(split, crop)
         options = {"crop": crop, "slices": BatchSlice(5)}
         assert_same(stream(split, 15, cache=cache, **options), stream(split, 15, **options))
+
+
+@pytest.mark.parametrize("crop", [Crop(8, decode="fast"), Crop(4, 0.6, decode="fast")])
+def test_files_that_are_decoded_at_a_smaller_size_equal_the_uncached_ones(tmp_path, crop, new_cache):
+    sides = [(16, 16), (40, 33), (8, 8), (30, 20)] * 3
+    images = [pixels(number, 40)[:height, :width] for number, (height, width) in enumerate(sides)]
+    split = write_split(tmp_path, images, range(12), "jpeg")
+    options = {"crop": crop, "slices": BatchSlice(5)}
+    uncached = stream(split, 10, **options)
+    assert_same(stream(split, 10, cache=new_cache(split, crop), **options), uncached)
+    assert not np.array_equal(
+        uncached["image"], stream(split, 10, **options | {"crop": crop._replace(decode="exact")})["image"]
+    )
 
 
 @pytest.mark.parametrize("crop", [Crop(8), Crop(8, 0.3)])

@@ -12,7 +12,7 @@ from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 from tests.input_pipeline.datasets import encode
 from tests.input_pipeline.images import pixels
-from tests.input_pipeline.streams import EIGHT, SIZE, assert_same, columns_of, stream
+from tests.input_pipeline.streams import EIGHT, SIZE, STRIPED, assert_same, columns_of, stream
 
 pytestmark = pytest.mark.slow
 
@@ -42,12 +42,12 @@ def write(folder, image_format, **overrides):
     "options",
     [
         {},
-        {"shuffle": "block", "block_size": 7},
+        STRIPED,
         {"crop": Crop(SIZE, 0.5)},
         {"cache": "whole"},
         {"cache": "cropped", "crop": Crop(SIZE, 0.5)},
     ],
-    ids=["whole", "block", "random crops", "cache", "cache of random crops"],
+    ids=["whole", "striped", "random crops", "cache", "cache of random crops"],
 )
 def test_training_ignores_wrong_sizes(tmp_path, options):
     def images_of(split):

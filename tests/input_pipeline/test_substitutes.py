@@ -14,6 +14,7 @@ from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 from convoy.input_pipeline.reading.record_reader import RecordReader
 from tests.input_pipeline.streams import (
     SIZE,
+    STRIPED,
     assert_names_record,
     assert_same,
     columns_of,
@@ -26,7 +27,6 @@ from tests.input_pipeline.streams import (
 pytestmark = pytest.mark.slow
 
 IMAGES, FLIPPED = 60, (0, 17, 59)
-BLOCK_SHUFFLE = {"shuffle": "block", "block_size": 14}
 SUBSTITUTE = {"on_corrupt": "substitute"}
 
 
@@ -52,7 +52,7 @@ def substitutes_in(seen, undamaged) -> dict[int, set[int]]:
     }
 
 
-@pytest.mark.parametrize("order", [{}, BLOCK_SHUFFLE], ids=["global", "block"])
+@pytest.mark.parametrize("order", [{}, STRIPED], ids=["global", "striped"])
 def test_damaged_record_always_has_the_same_substitute_with_its_label(whole, damaged, order):
     undamaged = stream(whole, 30, **order)
     seen = stream(damaged, 30, **SUBSTITUTE, **order)
@@ -67,10 +67,7 @@ def test_damaged_record_always_has_the_same_substitute_with_its_label(whole, dam
 
 def test_substitutes_do_not_depend_on_order_workers_or_start_step(whole, damaged):
     expected = substitutes_in(stream(damaged, 30, **SUBSTITUTE), stream(whole, 30))
-    assert (
-        substitutes_in(stream(damaged, 30, **SUBSTITUTE, **BLOCK_SHUFFLE), stream(whole, 30, **BLOCK_SHUFFLE))
-        == expected
-    )
+    assert substitutes_in(stream(damaged, 30, **SUBSTITUTE, **STRIPED), stream(whole, 30, **STRIPED)) == expected
     late = {"start_step": 11}
     assert substitutes_in(stream(damaged, 30, **SUBSTITUTE, **late), stream(whole, 30, **late)) == expected
     found = {}
@@ -177,7 +174,7 @@ def test_records_after_the_cut_of_a_truncated_shard_are_substituted(tmp_path, wh
     with open(split.shard_paths[split.shard[cut]], "r+b") as file:
         file.truncate(int(split.offset[cut]) + 20)
     missing = {index for index in range(cut, IMAGES) if split.shard[index] == split.shard[cut]}
-    for order in ({}, BLOCK_SHUFFLE):
+    for order in ({}, STRIPED):
         places = substitutes_in(stream(split, 15, **SUBSTITUTE, **order), stream(whole, 15, **order))
         assert places.keys() == missing
 

@@ -158,11 +158,9 @@ class TestResolve:
         changed(config, {"virtual_replicas": virtual})
         assert_rejected(parts, configs.resolve, config, num_images=1000, replicas=devices)
 
-    @pytest.mark.parametrize(
-        ("fields", "devices", "is_named"), [({}, 8, True), ({}, 5, False), ({"shuffle": "block"}, 8, False)]
-    )
-    def test_a_run_that_has_begun_may_get_as_many_virtual_replicas_as_devices(self, config, fields, devices, is_named):
-        changed(config, {"virtual_replicas": 2, "batch_size": 64, **fields})
+    @pytest.mark.parametrize(("devices", "is_named"), [(8, True), (5, False)])
+    def test_a_run_that_has_begun_may_get_as_many_virtual_replicas_as_devices(self, config, devices, is_named):
+        changed(config, {"virtual_replicas": 2, "batch_size": 64})
         with pytest.raises(UsageError) as caught:
             configs.resolve(config, num_images=1000, replicas=devices, resumes=True)
         assert (f"--virtual_replicas={devices}" in str(caught.value)) == is_named
@@ -225,7 +223,7 @@ class TestCheck:
             ("xla", "maybe"),
             ("model.instance_norm", "layer"),
             ("shuffle", "blok"),
-            ("shuffle_block_size", -1),
+            ("shuffle_window_size", -1),
             ("on_corrupt", "skip"),
             ("cache", "dsk"),
             ("schedule.name", "cosin"),
@@ -293,7 +291,7 @@ class TestCheck:
     @pytest.mark.parametrize(
         ("changes", "parts"),
         [
-            ({"shuffle": "block", "sampling": "balanced"}, ["config.sampling=balanced", "shuffle=block"]),
+            ({"shuffle": "striped", "sampling": "balanced"}, ["config.sampling=balanced", "shuffle=striped"]),
             ({"deterministic": True, "xla": "on"}, ["config.xla=on", "determin"]),
             ({"deterministic": True, "reduce_in_bfloat16": True}, ["config.reduce_in_bfloat16=True", "determin"]),
         ],
@@ -323,11 +321,11 @@ class TestDifferences:
         assert len(configs.differences(before, configs.to_json(config), operational=True)) == 6
 
     def test_a_field_that_an_older_run_lacks_counts_with_its_default(self, config):
-        new_fields = ("shuffle", "shuffle_block_size")
+        new_fields = ("shuffle", "shuffle_window_size")
         before = {name: value for name, value in configs.to_json(config).items() if name not in new_fields}
         assert configs.differences(before, configs.to_json(config)) == []
-        changed(config, {"shuffle": "block"})
-        assert configs.differences(before, configs.to_json(config)) == ["shuffle: global -> block"]
+        changed(config, {"shuffle": "striped"})
+        assert configs.differences(before, configs.to_json(config)) == ["shuffle: global -> striped"]
 
     def test_fields_of_only_one_config_count(self):
         assert configs.differences({"old": 1}, {"new": 2}) == ["new: None -> 2", "old: 1 -> None"]
@@ -470,9 +468,11 @@ class TestRenamed:
             ("--config.augment.line=flip", "augment.ops", "flip", ["augment.line", "augment.ops"]),
             ("--config.eval_flip", "flip_tta", True, ["eval_flip", "flip_tta"]),
             ("--noconfig.eval_flip", "flip_tta", False, ["eval_flip", "flip_tta"]),
-            ("--config.window=2048", "shuffle_block_size", 2048, ["window", "shuffle_block_size"]),
+            ("--config.window=2048", "shuffle_window_size", 2048, ["window", "shuffle_window_size"]),
+            ("--config.shuffle_block_size=9", "shuffle_window_size", 9, ["shuffle_block_size", "shuffle_window_size"]),
             ("--config.order=global", "shuffle", "global", ["order", "shuffle"]),
-            ("--config.shuffle=windowed", "shuffle", "block", ["windowed", "block"]),
+            ("--config.shuffle=windowed", "shuffle", "striped", ["windowed", "striped"]),
+            ("--config.shuffle=block", "shuffle", "striped", ["block", "striped"]),
             ("--config.model.name=seed42", "model.name", "baseline_cnn", ["seed42", "baseline_cnn"]),
         ],
     )
@@ -485,15 +485,15 @@ class TestRenamed:
         assert all(word in warning for word in words)
 
     def test_an_earlier_field_with_an_earlier_value_gives_two_warnings(self, parse, warnings):
-        assert parse("--config.order=windowed").shuffle == "block"
+        assert parse("--config.order=windowed").shuffle == "striped"
         assert len(warnings()) == 2
 
     def test_current_names_give_no_warning(self, parse, warnings):
-        assert parse("--config=baseline_cnn", "--config.shuffle=block").model.name == "baseline_cnn"
+        assert parse("--config=baseline_cnn", "--config.shuffle=striped").model.name == "baseline_cnn"
         assert warnings() == set()
 
     def test_a_config_of_an_earlier_version_is_the_same_config_under_current_names(self, config, warnings):
-        changed(config, {"shuffle": "block", "shuffle_block_size": 2048, "flip_tta": True, "augment.ops": "flip"})
+        changed(config, {"shuffle": "striped", "shuffle_window_size": 2048, "flip_tta": True, "augment.ops": "flip"})
         current = configs.to_json(changed(config, {"model.name": "baseline_cnn"}))
         old = {name: value for name, value in current.items() if name not in renamed.FIELDS.values()}
         old |= {"order": "windowed", "window": 2048, "eval_flip": True}
@@ -502,7 +502,7 @@ class TestRenamed:
         assert renamed.modernized(old) == current
         assert renamed.modernized(current) == current
         assert configs.differences(old, current) == configs.differences(current, old) == []
-        assert configs.differences(old, current | {"shuffle": "global"}) == ["shuffle: block -> global"]
+        assert configs.differences(old, current | {"shuffle": "global"}) == ["shuffle: striped -> global"]
         assert repr(old) == before
         assert warnings() == set()
 
@@ -513,7 +513,8 @@ class TestRenamed:
         ("statement", "old", "new"),
         [
             ("config.order = 'global'", "order", "shuffle"),
-            ("config.window = 5", "window", "shuffle_block_size"),
+            ("config.window = 5", "window", "shuffle_window_size"),
+            ("config.shuffle_block_size = 5", "shuffle_block_size", "shuffle_window_size"),
             ("config.eval_flip = True", "eval_flip", "flip_tta"),
             ("config.augment.line = 'flip'", "line", "augment.ops"),
         ],
@@ -525,7 +526,7 @@ class TestRenamed:
     def test_a_recipe_that_sets_an_earlier_value_gets_the_current_one_with_a_warning(self, recipe, parse, warnings):
         path = recipe("config.model.name, config.shuffle = 'seed42', 'windowed'")
         for config in (configs.load_recipe(path), parse(f"--config={path}")):
-            assert (config.model.name, config.shuffle) == ("baseline_cnn", "block")
+            assert (config.model.name, config.shuffle) == ("baseline_cnn", "striped")
         assert len(warnings()) == 2
 
     @pytest.mark.parametrize("directory", ["elsewhere", "repository"])

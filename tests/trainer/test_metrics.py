@@ -197,3 +197,9 @@ class TestMoreMetrics:
 def test_the_batch_of_a_device_in_a_deterministic_evaluation_does_not_depend_on_their_number(num_images):
     sizes = {evaluation_batch_size(num_images, devices, deterministic=True) / devices for devices in (1, 2, 3, 8)}
     assert len(sizes) == 1 and 1 <= max(sizes) <= num_images
+
+
+@pytest.mark.parametrize(("images", "devices", "steps"), [(50_000, 64, 4), (50_000, 1, 196), (99, 8, 1), (1, 4, 1)])
+def test_more_devices_evaluate_in_fewer_steps(images, devices, steps):
+    batch = evaluation_batch_size(images, devices, deterministic=False)
+    assert batch % devices == 0 and -(-images // batch) == steps

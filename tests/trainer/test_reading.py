@@ -1,4 +1,4 @@
-"""Whole runs on damaged data, with block shuffle, from a TensorFlow file URL, and with a cache."""
+"""Whole runs on damaged data, with striped shuffle, from a TensorFlow file URL, and with a cache."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ SHORT = (
     "--config.checkpoint_every_steps=5",
     "--record_order",
 )
-BLOCK_SHUFFLE = ("--config.shuffle=block", "--config.shuffle_block_size=20")
+STRIPED = ("--config.shuffle=striped", "--config.shuffle_window_size=20")
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +67,14 @@ def runs(tmp_path_factory, convoy, dataset, damaged):
         "plain": (local,),
         "cached": (local, "--config.cache=memory"),
         "on disk": (local, *on_disk),
-        "block": (local, *BLOCK_SHUFFLE),
+        "striped": (local, *STRIPED),
         "substituted": (f"--data={damaged}", "--config.on_corrupt=substitute"),
     }
     on_two_devices = {
         "from disk": (local, *on_disk),
         "substituted on two": on_one_device["substituted"],
         # Resumes the run on one device, whose last checkpoint is deleted below.
-        "block": (f"--data=file://{dataset.data}", *BLOCK_SHUFFLE),
+        "striped": (f"--data=file://{dataset.data}", *STRIPED),
     }
     outputs = {}
     for devices, named in (("cpu:1", on_one_device), ("cpu:2", on_two_devices)):
@@ -86,10 +86,10 @@ def runs(tmp_path_factory, convoy, dataset, damaged):
             assert completed.returncode == 0, completed.output
             outputs[name, devices] = completed.output
         if devices == "cpu:1":
-            finished = shutil.copytree(folder / "block", folder / "block uninterrupted")
+            finished = shutil.copytree(folder / "striped", folder / "striped uninterrupted")
             assert result_of(finished)["step"] == STEPS
-            (folder / "block" / "result.json").unlink()
-            (folder / "block" / "checkpoints" / f"step-{STEPS:09d}.npz").unlink()
+            (folder / "striped" / "result.json").unlink()
+            (folder / "striped" / "checkpoints" / f"step-{STEPS:09d}.npz").unlink()
     return folder, outputs
 
 
@@ -113,14 +113,14 @@ class TestReading:
         (start,) = events_of(folder / "from disk", "start")
         assert pixels.stat().st_mtime < start["time"]  # nothing was added
 
-    def test_run_with_block_shuffle_resumes_exactly_from_another_url(self, runs, dataset):
+    def test_run_with_striped_shuffle_resumes_exactly_from_another_url(self, runs, dataset):
         folder, outputs = runs
-        output = outputs["block", "cpu:2"]
+        output = outputs["striped", "cpu:2"]
         assert f"Resumed at step 10 of {STEPS}." in output
         assert f"file://{dataset.data}: 7 classes" in output
-        assert digest(folder / "block") == digest(folder / "block uninterrupted")
-        assert digest(folder / "block") != digest(folder / "plain")
-        seen = np.concatenate([order_of(folder / "block", 0)[step] for step in range(1, STEPS + 1)])
+        assert digest(folder / "striped") == digest(folder / "striped uninterrupted")
+        assert digest(folder / "striped") != digest(folder / "plain")
+        seen = np.concatenate([order_of(folder / "striped", 0)[step] for step in range(1, STEPS + 1)])
         num_images = open_dataset(dataset.data).split("train").num_images
         for epoch in range(STEPS * BATCH // num_images):
             of_epoch = np.sort(seen[epoch * num_images : (epoch + 1) * num_images])

@@ -57,11 +57,11 @@ def test_stages_cover_all_steps_without_gaps():
 
 
 def test_runs_of_older_versions_squash_images():
-    assert resolution.resize(config_with(resize="pad")) == "pad"
+    assert resolution.crop_settings(config_with(resize="pad", decode="fast")) == {"resize": "pad", "decode": "fast"}
     older = config_with()
     with older.unlocked():
         del older.resize
-    assert resolution.resize(older) == resolution.resize(config_with()) == "squash"
+    assert resolution.crop_settings(older) == resolution.crop_settings(config_with())
 
 
 def test_stages_shorter_than_a_step_are_left_out():

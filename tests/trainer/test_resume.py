@@ -50,7 +50,7 @@ def test_misspelled_names_are_found_before_a_run_is_compared(shards, field, type
         open_training_data(config, str(shards))
 
 
-@pytest.mark.parametrize(("field", "value"), [("cache", "disk"), ("shuffle", "block")])
+@pytest.mark.parametrize(("field", "value"), [("cache", "disk"), ("shuffle", "striped")])
 def test_what_needs_shards_is_refused_for_a_source(shards, field, value):
     png = encode(pixels(0, 8), "png")
     source = SimpleNamespace(num_images=4, label=lambda index: index % 2, read=lambda indices: [png for _ in indices])
@@ -121,6 +121,25 @@ def test_a_run_of_an_earlier_version_keeps_its_class_without_images(tmp_path, re
     assert dataset.class_names == ("0", "1", "2")
     new = ("image_key", "label_key", "first_label")
     resume_on({name: value for name, value in dataset_identity(dataset).items() if name not in new}, dataset)
+
+
+@pytest.mark.parametrize(("field", "value"), [("shuffle", "block"), ("shuffle", "windowed"), ("order", "windowed")])
+def test_a_run_of_an_earlier_sample_order_does_not_continue_in_another(shards, tmp_path, field, value):
+    dataset, run = open_dataset(shards), RunDirectory(tmp_path / "run")
+    config = configs.default_config()
+    config.update({"batch_size": 3, "steps": 30, "shuffle": "striped"})
+    recorded = {**configs.to_json(config), "virtual_replicas": 1, "precision": "float32"}
+    metadata = {"config": recorded, "dataset": dataset_identity(dataset), "step": 20}
+    resumed_config(metadata, config, dataset, run)
+    del recorded["shuffle"]
+    recorded[field] = value
+    with pytest.raises(UsageError, match=rf"step 20 .*config\.shuffle={value}.*--config\.model\.weights={run.path}"):
+        resumed_config(metadata, config, dataset, run)
+    config.shuffle = "global"
+    with pytest.raises(UsageError, match="shuffle: striped -> global"):
+        resumed_config(metadata, config, dataset, run)
+    config.shuffle = "striped"
+    resumed_config({**metadata, "step": 30}, config, dataset, run)  # it has ended
 
 
 class TestExtension:
@@ -287,7 +306,6 @@ class TestVirtualReplicas:
         [
             (3, {}, ("--virtual_replicas=3", "config.batch_size=16", "1, 2, 4, 8 or 16")),
             (16, {"mix": {"mixup": 0.2}}, ("--virtual_replicas=16", "mixing", "1, 2, 4 or 8.")),
-            (8, {"shuffle": "block"}, ("--virtual_replicas=8", "config.shuffle=block")),
         ],
     )
     def test_impossible_numbers_are_refused(self, resumed, number, changes, named):

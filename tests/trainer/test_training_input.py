@@ -68,6 +68,18 @@ def take(training_input: TrainingInput, start_step: int, steps: int) -> list[dic
 
 
 @pytest.mark.slow
+def test_striped_order_stays_when_the_number_of_virtual_replicas_changes(training_input):
+    striped = {"shuffle": "striped", "shuffle_window_size": 10, "virtual_replicas": 2}
+    one_change = {"steps": (9,), "numbers": (2,)}
+    more = {"virtual_replicas": 4, "earlier_virtual_replicas": one_change}
+    settings = (striped, striped | more, striped | {"virtual_replicas": 4})
+    order, kept, other = (
+        [batch["index"].tolist() for batch in take(training_input("substitute", **each), 0, 3)] for each in settings
+    )
+    assert order == kept != other
+
+
+@pytest.mark.slow
 def test_each_stage_has_its_image_size_and_continues_the_order(training_input):
     stages = {"progressive": {"sizes": (9, 12), "ends": (0.25, 0.5)}, "steps": 12, "cache": "memory"}
     reading = training_input("substitute", **stages)

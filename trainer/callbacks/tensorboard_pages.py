@@ -105,7 +105,7 @@ class TensorBoardPages(Callback):
         """Returns pictures of the most confident errors, and heat maps of some, with one label per image."""
         session, mistakes = training.session, summary.mistakes
         size = resolution.evaluation_size(session.config)
-        crop = Crop(size, resize=session.config.resize)
+        crop = Crop(size, **resolution.crop_settings(session.config))
         names = names_in_pictures(session.dataset.class_names)
         indices = np.array([mistake.index for mistake in mistakes])
         with contextlib.closing(Reader(session.dataset.split(split), crop)) as reader:

@@ -64,7 +64,7 @@ RANGES = {
     "steps": NON_NEGATIVE,
     "keep_checkpoints": _AT_LEAST_1,
     "label_smoothing": _FRACTION_BELOW_1,
-    "shuffle_block_size": NON_NEGATIVE,
+    "shuffle_window_size": NON_NEGATIVE,
     "deterministic_threads": Range(1, 1024),
     "divergence.rollbacks": NON_NEGATIVE,
     "early_stopping.patience": NON_NEGATIVE,
@@ -100,11 +100,12 @@ DECAYS = ("optimizer.weight_decay", "optimizer.weight_decay_per_run")
 CHOICES = {
     "precision": ("auto", "float32", "bfloat16", "float16"),
     "xla": ("auto", "on", "off"),
-    "shuffle": ("global", "block"),
+    "shuffle": ("global", "striped"),
     "sampling": SAMPLINGS,
     "on_corrupt": ("raise", "substitute"),
     "cache": ("auto", "none", "memory", "disk"),
     "resize": resolution.RESIZES,
+    "decode": ("exact", "fast"),
     "early_stopping.mode": ("auto", "min", "max"),
     "schedule.scaling": SCALINGS,
     "model.instance_norm": ("auto", "on", "off"),
@@ -158,7 +159,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     )
     require(is_possible, "earlier_virtual_replicas", earlier.to_dict(), f"set by --virtual_replicas; {leave}")
     can_sample = config.sampling == "natural" or config.shuffle == "global"
-    require(can_sample, "sampling", config.sampling, "set config.sampling=natural with config.shuffle=block")
+    require(can_sample, "sampling", config.sampling, "set config.sampling=natural with config.shuffle=striped")
     if config.deterministic:
         require(config.xla != "on", "xla", config.xla, "set auto or off: XLA has no deterministic max pooling")
         reduces_exactly = not config.reduce_in_bfloat16

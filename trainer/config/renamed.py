@@ -19,11 +19,13 @@ FIELDS = {  # within one section
     "augment.line": "augment.ops",
     "eval_flip": "flip_tta",
     "order": "shuffle",
-    "window": "shuffle_block_size",
+    "window": "shuffle_window_size",
+    "shuffle_block_size": "shuffle_window_size",
 }
 VALUES = {
     "model.name": {"seed42": "baseline_cnn"},
-    "shuffle": {"windowed": "block"},
+    # Another order, for the same purpose: a run of the earlier one does not resume (`session/resume.py`).
+    "shuffle": {"windowed": "striped", "block": "striped"},
 }
 
 _logger = logging.getLogger("convoy")

@@ -12,7 +12,7 @@ Neither works for a model whose weights depend on the image size, such as `basel
 `convoy.trainer.session.runtime` rejects the combination. Does not import TensorFlow.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import ml_collections
 
@@ -68,9 +68,17 @@ def evaluation_size(config: ml_collections.ConfigDict) -> int:
     return config.get("eval_image_size", 0) or config.image_size  # runs of older versions have no such field
 
 
-def resize(config: ml_collections.ConfigDict) -> str:
-    """Returns how images become square, one of `RESIZES`."""
-    return config.get("resize", "squash")  # as in runs of older versions, which have no such field
+class CropSettings(TypedDict):
+    """Fields of a `Crop` that belong to a run."""
+
+    resize: str
+    decode: str
+
+
+def crop_settings(config: ml_collections.ConfigDict) -> CropSettings:
+    """Returns the fields `resize` and `decode` of the `Crop` that a run sees its images by."""
+    # Runs of older versions do not have them.
+    return {"resize": config.get("resize", "squash"), "decode": config.get("decode", "exact")}
 
 
 def all_sizes(config: ml_collections.ConfigDict) -> tuple[int, ...]:

@@ -27,6 +27,10 @@ _FIELDS: dict[str, Any] = {
     "image_size": (64, "side of the square training images in pixels"),
     "eval_image_size": (0, "side in evaluation, prediction and export, at least 8; 0: `image_size`"),
     "resize": ("squash", "how an image becomes square: `squash` it, `crop` its center, or `pad` it with gray"),
+    "decode": (
+        "exact",
+        "`fast`: JPEG files at a half, quarter or eighth of their size where `image_size` needs no more",
+    ),
     "flip_tta": (False, "evaluate and predict with the mean over each image and its mirror image"),
     "epochs": (10.0, "length of the run in passes over the training images, if `steps` is 0"),
     "steps": (0, "length of the run in steps; above 0: overrides `epochs`"),
@@ -39,8 +43,8 @@ _FIELDS: dict[str, Any] = {
         "exchange gradients in bfloat16: half the traffic, 8 bits of mantissa; not if `deterministic`",
     ),
     "label_smoothing": (0.0, "share of each label that is spread evenly over all classes"),
-    "shuffle": ("global", "`global`, or `block`: shards and blocks of records, for storage with slow random reads"),
-    "shuffle_block_size": (0, "records shuffled together by `block`; 0: 64 MiB of them, usually at least 1024"),
+    "shuffle": ("global", "`global`, or `striped`: in windows of records, for storage with slow random reads"),
+    "shuffle_window_size": (0, "records that `striped` shuffles together; 0: 64 MiB, less above 32 virtual replicas"),
     "sampling": (
         "natural",
         "draw small classes more often (`inverse_sqrt`), or all equally (`balanced`); needs `shuffle=global`",

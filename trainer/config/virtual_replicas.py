@@ -60,9 +60,7 @@ def earlier_virtual_replicas_text(config: Mapping[str, Any] | ml_collections.Con
 
 
 def possible_virtual_replicas(config: Mapping[str, Any] | ml_collections.ConfigDict) -> list[int]:
-    """Returns the numbers to which a run with this config can change, on a suitable number of devices; may be empty."""
-    if config["shuffle"] == "block":
-        return []
+    """Returns the numbers to which a run with this config can change, on a suitable number of devices."""
     batch, mix = config["batch_size"], config["mix"]
     least = 2 if mix["mixup"] or mix["cutmix"] else 1  # images per virtual replica
     return [number for number in range(1, batch // least + 1) if batch % number == 0]
@@ -72,12 +70,6 @@ def check_change_of_virtual_replicas(config: ml_collections.ConfigDict, number: 
     """Raises a UsageError if a run cannot change to this number of virtual replicas."""
     if number in (possible := possible_virtual_replicas(config)):
         return
-    if not possible:
-        raise UsageError(
-            f"--virtual_replicas={number}: the sample order of config.shuffle=block depends on the number of virtual "
-            "replicas, which therefore cannot change. Use devices that divide the run's "
-            f"{config.virtual_replicas}, or start a new run."
-        )
     batch, numbers = config.batch_size, joined([str(each) for each in possible], "or")
     mixing = ", and mixing needs two images in each" if number == batch else ""
     raise UsageError(

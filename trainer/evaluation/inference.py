@@ -15,8 +15,9 @@ from convoy.trainer.models import ModelBundle
 from convoy.trainer.step.state import TrainState
 from convoy.trainer.tf_compat.internals import iterate
 
-_BATCH_SIZE = 256  # images per batch over all devices
-_DETERMINISTIC_BATCH_SIZE = 64  # images per batch on each device, however many there are
+# Images per batch on each device.
+_BATCH_SIZE = 256
+_DETERMINISTIC_BATCH_SIZE = 64
 
 
 def evaluation_batch_size(num_images: int, replicas: int, *, deterministic: bool) -> int:
@@ -27,7 +28,7 @@ def evaluation_batch_size(num_images: int, replicas: int, *, deterministic: bool
     """
     if deterministic:
         return min(_DETERMINISTIC_BATCH_SIZE, num_images) * replicas
-    return -(-min(_BATCH_SIZE, num_images) // replicas) * replicas
+    return min(_BATCH_SIZE, -(-num_images // replicas)) * replicas
 
 
 def infer(state: TrainState, built: ModelBundle, images: tf.Tensor) -> tf.Tensor:

@@ -151,7 +151,7 @@ class BottleneckAnalyzer:
         if self._is_busy(cores_busy):
             is_raw = self._dataset.manifest.get("settings", {}).get("encoding") == "raw"
             return [*fixes, "more cores" if is_raw else "`convoy convert` with --encoding=raw"]
-        return [*fixes, "a faster disk" if self._config.shuffle == "block" else "--config.shuffle=block"]
+        return [*fixes, "a faster disk" if self._config.shuffle == "striped" else "--config.shuffle=striped"]
 
     def _is_busy(self, cores_busy: float) -> bool:
         return cores_busy * self._worker_group.processes_here >= _BUSY * usable_cores()

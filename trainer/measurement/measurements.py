@@ -61,7 +61,7 @@ class Measurements:
             self._evaluator = Evaluator(
                 self._state,
                 session.runtime.model_for_size(size),
-                Reader(split, Crop(size, resize=session.config.resize)),
+                Reader(split, Crop(size, **resolution.crop_settings(session.config))),
                 evaluation_batch_size(split.num_images, plan.replicas, deterministic=session.config.deterministic),
                 worker_group,
                 objective=session.objective,

@@ -160,7 +160,8 @@ def _data_text(config: ml_collections.ConfigDict, dataset: Dataset) -> str:
         + (", any number of labels per image" if dataset.multi_label else "")
         + (f", labels from {dataset.record_format.first_label}" if dataset.record_format.first_label else "")
         + (f", {dataset.text}" if isinstance(dataset, View) else "")
-        + (", block shuffle" if config.shuffle == "block" else "")
+        + (", fast decoding" if config.decode == "fast" else "")
+        + (", striped shuffle" if config.shuffle == "striped" else "")
         + (f", {config.sampling} sampling" if config.sampling != "natural" else "")
         + (
             f", {counted(validation, 'validation image')}"

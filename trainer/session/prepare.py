@@ -247,9 +247,9 @@ def open_training_data(
             f"--data={dataset.directory}: has only the class {dataset.class_names[0]!r}. Classification needs at least "
             f"two classes: {fix}"
         )
-    if split.source and config.shuffle == "block":
+    if split.source and config.shuffle == "striped":
         raise UsageError(
-            f"--data={dataset.directory}: a source is read by index, and config.shuffle=block orders the blocks of "
+            f"--data={dataset.directory}: a source is read by index, and config.shuffle=striped reads windows of "
             "shards. Pass --config.shuffle=global."
         )
     if split.source and config.cache == "disk":
@@ -260,7 +260,7 @@ def open_training_data(
     if is_remote(dataset.directory) and config.shuffle == "global":
         raise UsageError(
             f"--data={dataset.directory}: is not on a local file system, and config.shuffle=global reads every record "
-            "separately. Pass --config.shuffle=block, or copy the dataset to this machine."
+            "separately. Pass --config.shuffle=striped, or copy the dataset to this machine."
         )
     class_weights(config.loss.class_weights, dataset)
     return dataset

@@ -129,7 +129,7 @@ class TrainedRun:
     @property
     def crop(self) -> Crop:
         """How evaluated images are resized."""
-        return Crop(self.image_size, resize=resolution.resize(self.config))
+        return Crop(self.image_size, **resolution.crop_settings(self.config))
 
     @property
     def flip_tta(self) -> bool:

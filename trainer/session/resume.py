@@ -71,6 +71,12 @@ def resumed_config(
             f"--workdir={run.path}: step {step} was trained with a different config: {'; '.join(changed)}. "
             f"{_ways_on(run, before, after, others, config)}"
         )
+    shuffle = metadata["config"].get("shuffle") or metadata["config"].get("order")
+    if shuffle in renamed.VALUES["shuffle"] and step < after:
+        raise UsageError(
+            f"--workdir={run.path}: step {step} was trained with config.shuffle={shuffle}, a sample order that only "
+            f"earlier versions of Convoy have. Finish the run with such a version, or {_new_run(run)}."
+        )
     changed = changes(metadata["dataset"], dataset_identity(dataset))
     if changed:
         raise DataError(
@@ -85,16 +91,19 @@ def resumed_config(
 
 def _ways_on(run: RunDirectory, before: int, after: int, others: list[str], config: ml_collections.ConfigDict) -> str:
     """Returns how to go on when a config differs, as sentences."""
-    new_run = f"start a new run in another --workdir, from these weights with --config.model.weights={run.path}"
     number = config.virtual_replicas
     only_number = len(others) == 1 and others[0].startswith("virtual_replicas:")
     if only_number and number in configs.possible_virtual_replicas(config):
-        return f"Pass --virtual_replicas={number} to change it from this step on, the same config, or {new_run}."
+        return f"Pass --virtual_replicas={number} to change it from this step on, the same config, or {_new_run(run)}."
     if others:
-        return f"Pass the same config to resume (only longer, with --extend), or {new_run}."
+        return f"Pass the same config to resume (only longer, with --extend), or {_new_run(run)}."
     if after < before:
-        return f"A run of {before} steps can be extended, not shortened: pass its length to resume, or {new_run}."
-    return f"Add --extend to train on to step {after}, or {new_run}."
+        return f"A run of {before} steps can be extended, not shortened: pass its length to resume, or {_new_run(run)}."
+    return f"Add --extend to train on to step {after}, or {_new_run(run)}."
+
+
+def _new_run(run: RunDirectory) -> str:
+    return f"start a new run in another --workdir, from these weights with --config.model.weights={run.path}"
 
 
 def effects_of_extension(config: ml_collections.ConfigDict, plan: Plan, *, rollbacks: int = 0) -> list[str]:

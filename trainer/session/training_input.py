@@ -21,7 +21,9 @@ from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.reading.cache import PixelCache, make_cache
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import Batch, Reader
+from convoy.input_pipeline.reading.sampler import Sampler
 from convoy.input_pipeline.reading.substitutes import Substitution
+from convoy.input_pipeline.reading.windows import make_stripes
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan, resolution
 from convoy.trainer.session.runtime import batch_slice
@@ -61,6 +63,15 @@ class TrainingInput:
         self._disk_cache = disk_cache
         self._seed = config.seed
         self._slice = batch_slice(strategy, worker_group.rank, plan.global_batch_size)
+        stripes = None
+        if config.shuffle == "striped":
+            stripes = make_stripes(
+                split,
+                virtual_replicas=(*config.earlier_virtual_replicas.numbers, plan.virtual_replicas)[0],
+                global_batch_size=plan.global_batch_size,
+                window_size=config.shuffle_window_size,
+            )
+        self._sampler = Sampler(split, stripes=stripes, sampling=config.sampling)
         self._readers: dict[int, Reader] = {}  # by image size; only the last one is open
         self._open(config.image_size)
 
@@ -120,7 +131,7 @@ class TrainingInput:
     def _new_reader(self, size: int) -> Reader:
         config = self._config
         pipeline = parse_pipeline(config.augment.ops, image_size=config.image_size)
-        crop = Crop(size, *pipeline.scale, config.resize)
+        crop = Crop(size, *pipeline.scale, **resolution.crop_settings(config))
         # Each size has its own cache. One in memory used for an epoch or less would be filled but never read.
         steps = sum(
             s.end_step - s.first_step for s in resolution.stages(config, self._plan.total_steps) if s.size == size
@@ -139,9 +150,7 @@ class TrainingInput:
             self._split,
             crop,
             draws=pipeline.draws,
-            shuffle=config.shuffle,
-            block_size=config.shuffle_block_size,
-            sampling=config.sampling,
+            sampler=self._sampler,
             on_corrupt=config.on_corrupt,
             cache=cache,
             operations=pipeline.host,

@@ -94,7 +94,7 @@ def test_input_wait_with_busy_cores_is_decoding(analyzer_of, config, settings, f
 def test_input_wait_with_idle_cores_is_reading(analyzer_of):
     summary = analyzer_of().summary(steps(waiting=40.0, cores_busy=0.1))
     assert summary["bound"] == "input" and "reading" in summary["sentence"]
-    assert summary["sentence"].endswith("try --config.cache=memory or --config.shuffle=block")
+    assert summary["sentence"].endswith("try --config.cache=memory or --config.shuffle=striped")
 
 
 def test_long_reduction_is_reported_with_its_size_and_fixes(analyzer_of):
