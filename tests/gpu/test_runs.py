@@ -18,7 +18,7 @@ FLAGS = (
     *("--deterministic", "--config.virtual_replicas=2", "--config.eval_every_steps=1000"),
     *("--config.checkpoint_every_steps=10", "--config.log_every_steps=10"),
 )
-STEPS = 40
+STEPS = 200  # a killed run is not to end before
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,8 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
 def test_without_memory_a_run_says_what_to_change(place, dataset, tmp_path):
     if place.kind == "CPU" and Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "1":
         pytest.skip("the kernel grants any memory (vm.overcommit_memory=1)")
-    model = (f"--config.model.name={MODELS}:hungry", "--config=smoke", "--config.precision=float32")
+    # XLA could compute the maximum without storing what it is of.
+    model = ("--config=smoke", f"--config.model.name={MODELS}:hungry", "--config.precision=float32", "--config.xla=off")
     where = (f"--data={dataset.data}", f"--workdir={tmp_path / 'run'}", place.devices(1))
     result = place.run("convoy", "train", *model, *where)
     assert result.returncode == 2, result.output
