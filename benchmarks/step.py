@@ -12,7 +12,8 @@ from absl import flags as absl_flags
 
 from benchmarks import measure
 from benchmarks.gemm import prepare_gemm
-from benchmarks.workers import Prepared, Round, SkippedError, Stopwatch, serve, timed
+from benchmarks.step_baselines import CLASSES, LEARNING_RATE, keras_model, prepare_fit, prepare_torch
+from benchmarks.workers import Prepared, serve, timed
 from convoy.core.cluster import Cluster
 from convoy.core.errors import UsageError
 from convoy.input_pipeline.tf_startup import start_tensorflow
@@ -35,8 +36,6 @@ PEERS = {
     "gemm-float32": "matrix product, float32",
     "gemm-bfloat16": "matrix product, bfloat16",
 }
-_CLASSES = 42
-LEARNING_RATE = 1e-3
 _BASELINE = "fit-float32"
 
 
@@ -136,15 +135,15 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
     """
     kind, _, variant = name.partition("-")
     if kind == "torch":
-        return _prepare_torch(variant, options)
+        return prepare_torch(variant, options)
     start_tensorflow()
     if kind == "gemm":
         from convoy.trainer.measurement.flops import training_flops
 
         size = options["image_size"]
-        return prepare_gemm(variant, training_flops(_keras_model(size), [1, size, size, 3]))
+        return prepare_gemm(variant, training_flops(keras_model(size), [1, size, size, 3]))
     if kind == "fit":
-        return _prepare_fit(variant, options)
+        return prepare_fit(variant, options)
     precision = "float32" if variant == "float32" else options["precision"]
     # The batch of one of four virtual replicas, for comparison with V=4: same batch norm, one update for each.
     batch_size = options["batch_size"] // 4 if variant == "quarter" else options["batch_size"]
@@ -186,6 +185,8 @@ def convoy_step(
     devices: int = 1,
     cluster: Cluster | None = None,
     deterministic_threads: int = 0,
+    on_gpu: bool = False,
+    xla: str = "auto",
 ) -> InMemory:
     """Returns Convoy's training step, and this process's part of a batch for it.
 
@@ -198,10 +199,12 @@ def convoy_step(
       image_size: side of the images in pixels.
       model: as in `convoy.trainer.models.build_model`.
       virtual_replicas: V.
-      devices: number of logical CPU devices of this process.
+      devices: number of logical CPU devices of this process, or of GPUs.
       cluster: the processes that train together; None for a single one.
       deterministic_threads: if above 0, fixes the order of every addition, as `convoy train --deterministic` does with
         that many threads per operation.
+      on_gpu: whether to train on GPUs.
+      xla: `config.xla`.
     """
     import numpy as np
     import tensorflow as tf
@@ -216,115 +219,31 @@ def convoy_step(
     config = configs.default_config()
     config.model.name = model
     config.batch_size, config.image_size, config.virtual_replicas = batch_size, image_size, virtual_replicas
-    config.precision, config.deterministic = precision, deterministic_threads > 0
+    config.precision, config.deterministic, config.xla = precision, deterministic_threads > 0, xla
     if deterministic_threads:
         set_cpu_threads(deterministic_threads)
-    strategy = make_strategy(parse_devices(f"cpu:{devices}"), cluster=cluster)
+    which = f"gpu:{','.join(map(str, range(devices)))}" if on_gpu else f"cpu:{devices}"
+    strategy = make_strategy(parse_devices(which), cluster=cluster)
     plan = configs.resolve(config, num_images=batch_size, replicas=strategy.num_replicas_in_sync)
-    runtime = make_runtime(config, strategy, num_classes=_CLASSES)
+    runtime = make_runtime(config, strategy, num_classes=CLASSES)
     train_step = make_train_step(config, plan, runtime, Objective())
     random = np.random.default_rng(0)
     columns = {
         "image": random.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8),
-        "label": random.integers(0, _CLASSES, batch_size, np.int32),
+        "label": random.integers(0, CLASSES, batch_size, np.int32),
         "randomness": random.random((batch_size, CROP_DRAWS), np.float32),
     }
     share = batch_size // strategy.num_replicas_in_sync
 
     def placed(column: "np.ndarray") -> Any:  # noqa: ANN401
         def own(context):  # noqa: ANN001, ANN202
-            return tf.constant(column[context.replica_id_in_sync_group * share :][:share])
+            replica = context.replica_id_in_sync_group
+            with tf.device(strategy.extended.worker_devices[replica % len(strategy.extended.worker_devices)]):
+                return tf.constant(column[replica * share :][:share])
 
         return strategy.experimental_distribute_values_from_function(own)
 
     return InMemory(train_step, {name: placed(column) for name, column in columns.items()}, runtime.state)
-
-
-def _keras_model(image_size: int) -> Any:  # noqa: ANN401
-    """Returns `baseline_cnn` as plain Keras code."""
-    import keras
-    from keras import layers
-
-    def block(filters: int) -> list[keras.Layer]:
-        return [layers.Conv2D(filters, 3), layers.Activation("relu"), layers.BatchNormalization()]
-
-    def dense(units: int) -> list[keras.Layer]:
-        return [layers.Dense(units), layers.Activation("relu"), layers.BatchNormalization(), layers.Dropout(0.5)]
-
-    stack = [layers.Input((image_size, image_size, 3)), *block(32), *block(32)]
-    stack += [layers.MaxPooling2D(2), layers.Dropout(0.25), *block(64), layers.Dropout(0.25)]
-    stack += [*block(128), layers.MaxPooling2D(2), layers.Dropout(0.25), layers.Flatten(), *dense(512), *dense(128)]
-    return keras.Sequential([*stack, layers.Dense(_CLASSES), layers.Activation("softmax", dtype="float32")])
-
-
-def _prepare_fit(precision: str, options: dict[str, Any]) -> Prepared:
-    import keras
-    import numpy as np
-    import tensorflow as tf
-
-    keras.config.set_dtype_policy("float32" if precision == "float32" else "mixed_bfloat16")
-    size, batch_size, steps = options["image_size"], options["batch_size"], options["steps_per_round"]
-    model = _keras_model(size)
-    model.compile(keras.optimizers.Adam(LEARNING_RATE), "sparse_categorical_crossentropy", metrics=["accuracy"])
-    random = np.random.default_rng(0)
-    images = random.random((batch_size, size, size, 3), np.float32)
-    labels = random.integers(0, _CLASSES, batch_size, np.int32)
-    dataset = tf.data.Dataset.from_tensors((images, labels)).repeat().prefetch(2)
-    untimed_steps = 2
-
-    class Timer(keras.callbacks.Callback):
-        """Times a call of `fit` without its start-up."""
-
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ANN401
-            if batch == untimed_steps - 1:
-                self.watch = Stopwatch()
-            elif batch == untimed_steps + steps - 1:
-                self.round = self.watch.stop(steps * batch_size)
-
-    def time_round() -> Round:
-        timer = Timer()
-        model.fit(dataset, steps_per_epoch=untimed_steps + steps, epochs=1, verbose=0, callbacks=[timer])
-        return timer.round
-
-    return Prepared(time_round)
-
-
-def _prepare_torch(precision: str, options: dict[str, Any]) -> Prepared:
-    try:
-        import torch
-    except ImportError:
-        raise SkippedError("torch is not installed: `pip install 'convoy-train[bench]'`") from None
-    from torch import nn
-
-    if options["threads"]:
-        torch.set_num_threads(options["threads"])
-    size, batch_size, steps = options["image_size"], options["batch_size"], options["steps_per_round"]
-
-    def block(inputs: int, filters: int) -> list[nn.Module]:
-        return [nn.Conv2d(inputs, filters, 3), nn.ReLU(), nn.BatchNorm2d(filters)]
-
-    def dense(units: int) -> list[nn.Module]:
-        return [nn.LazyLinear(units), nn.ReLU(), nn.BatchNorm1d(units), nn.Dropout(0.5)]
-
-    stack = [*block(3, 32), *block(32, 32), nn.MaxPool2d(2), nn.Dropout(0.25), *block(32, 64), nn.Dropout(0.25)]
-    stack += [*block(64, 128), nn.MaxPool2d(2), nn.Dropout(0.25), nn.Flatten(), *dense(512), *dense(128)]
-    model = nn.Sequential(*stack, nn.LazyLinear(_CLASSES))
-    images = torch.rand(batch_size, 3, size, size).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, _CLASSES, (batch_size,))
-    model(images)
-    model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
-
-    def train() -> None:
-        for _ in range(steps):
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-                logits = model(images)
-            loss = nn.functional.cross_entropy(logits.float(), labels)
-            loss.backward()
-            optimizer.step()
-
-    return Prepared(timed(train, steps * batch_size))
 
 
 if __name__ == "__main__":

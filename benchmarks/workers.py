@@ -43,8 +43,7 @@ _ROOT = Path(__file__).parents[1]
 _SHOWN_ERROR_LINES = 12
 _STOP_SECONDS = 10.0
 _BECOME_SUBREAPER = 36  # Linux: prctl(PR_SET_CHILD_SUBREAPER)
-# The benchmarks measure the CPU, even if there is a GPU.
-_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+_NO_GPUS = {"CUDA_VISIBLE_DEVICES": "-1"}  # most benchmarks measure the CPU, even if there is a GPU
 
 
 class Round(NamedTuple):
@@ -193,7 +192,7 @@ class Worker:
         Args:
           module: module of the peer, run with `python -m`.
           peer: its name in that module.
-          options: JSON values for its `prepare`, including `threads`.
+          options: JSON values for its `prepare`, including `threads`; without `on_gpu`, GPUs are hidden from it.
           scratch: folder for temporary files, which a killed process cannot remove.
           prefix: command prefix. It must replace itself with the command, not start it as a child.
         """
@@ -201,6 +200,7 @@ class Worker:
         self.facts: dict[str, Any] = {}
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `stop`)
         paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        variables = {"TF_CPP_MIN_LOG_LEVEL": "2"} | ({} if options.get("on_gpu") else _NO_GPUS)
         process = subprocess.Popen(
             [*prefix, sys.executable, "-m", module, peer, json.dumps(options)],
             stdin=subprocess.PIPE,
@@ -208,7 +208,7 @@ class Worker:
             stderr=self._errors,
             text=True,
             start_new_session=True,
-            env=os.environ | _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": scratch},
+            env=os.environ | variables | {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": scratch},
         )
         assert process.stdin and process.stdout
         self._process, self._requests, self._answers = process, process.stdin, process.stdout

@@ -43,7 +43,13 @@ from convoy.trainer.config import resolution
 from convoy.trainer.measurement.measurements import Measurements
 from convoy.trainer.session.agreement import agree_on_checkpoint
 from convoy.trainer.session.description import dataset_identity, hardware_info
-from convoy.trainer.session.errors import DivergedError, InterruptedRunError, as_peer_lost
+from convoy.trainer.session.errors import (
+    DivergedError,
+    InterruptedRunError,
+    OutOfMemoryError,
+    as_peer_lost,
+    is_out_of_memory,
+)
 from convoy.trainer.session.prepare import TrainingSession, prepare
 from convoy.trainer.session.restore import restore_state
 from convoy.trainer.session.resume import changes, effects_of_extension
@@ -107,6 +113,7 @@ def train(
       DataError: data, checkpoint or run directory cannot be used, the run was started with another config or
         dataset, or the last checkpoint cannot be written.
       DivergedError: the loss became NaN or infinite, other than by an overflow of float16.
+      OutOfMemoryError: a step does not fit on a device.
       CallbackError: a callback raised an exception. The run is saved.
       PreemptedError: a worker received SIGTERM, SIGUSR1 or SIGHUP.
       InterruptedRunError: a worker received SIGINT (Ctrl-C); KeyboardInterrupt unless `owns_process`.
@@ -253,6 +260,8 @@ class _Training:
             self._finish_saving()
             lost = as_peer_lost(error, self._worker_group)
             if not lost:
+                if is_out_of_memory(error):
+                    raise OutOfMemoryError(self._plan, self._config.image_size) from None
                 raise
             self._record_lost_peer(str(lost))
             raise PeerLostError(f"{lost}. Rerun the same commands to resume from {self._resume_point()}.") from None

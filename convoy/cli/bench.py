@@ -10,6 +10,7 @@ convoy bench monitoring
 convoy bench generalization --seeds=3
 convoy bench resize
 convoy bench imbalance
+convoy bench gpu --models=resnet50
 """
 
 import importlib
@@ -27,7 +28,7 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 
 _BENCHMARKS = (
     *("step", "input", "augment", "index", "order", "convert", "scaling", "monitoring"),
-    *("generalization", "resize", "imbalance"),
+    *("generalization", "resize", "imbalance", "gpu"),
 )
 _KNOWN = f"Benchmarks: {', '.join(_BENCHMARKS)}. Example: convoy bench step"
 

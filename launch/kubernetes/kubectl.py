@@ -12,6 +12,7 @@ from convoy.core.errors import UsageError
 from convoy.launch.kubernetes.manifests import TENSORBOARD_PORT
 from convoy.launch.kubernetes.request import Request
 
+_OTHER_CLUSTER = "Select a cluster with --context; `kubectl config get-contexts` lists them."
 # Part of kubectl's message, and the suggested fix.
 _FIXES = {
     'no matches for kind "JobSet"': "JobSet is not installed in this cluster. Install it: "
@@ -19,7 +20,8 @@ _FIXES = {
     "onJobFailureMessagePatterns": "The cluster's JobSet is older than 0.10. Upgrade it.",
     "immutable": "A run with this name exists and cannot be changed. Pass another --name, or delete it first:\n"
     "  {delete}",
-    "connection to the server": "Select a cluster with --context; `kubectl config get-contexts` lists them.",
+    "connection to the server": _OTHER_CLUSTER,
+    "failed to download openapi": _OTHER_CLUSTER,  # the first request of `kubectl apply`
 }
 
 

@@ -3,7 +3,8 @@
     python -m tests.trainer.step_program '{"devices": 2, "values": "values.npz", "runs": [{"id": "a", ...}]}'
 
 prints a JSON object with the report of each run, by id, and writes the values of all variables to `values`, as
-`ID/NAME`. With TF_CONFIG it is one of several workers with one device each; then only one run is possible.
+`ID/NAME`. With TF_CONFIG it is one of several workers with one device each; then only one run is possible. With
+STEP_PROGRAM_DEVICES=GPU it runs on GPUs.
 `tests/trainer/test_step.py` imports the same functions for tests on one device.
 """
 
@@ -33,6 +34,7 @@ CLASSES = 10
 OPERATIONS = parse_pipeline(
     "flip | brightness(0.2) | contrast(0.3) | saturation(0.3) | hue(0.1) | erase(0.5)", image_size=8
 ).device
+KIND = os.environ.get("STEP_PROGRAM_DEVICES", "CPU")
 # The `planted` models scale a pixel of this brightness to infinity.
 PLANTED, _BRIGHTEST = 255, 254
 
@@ -107,8 +109,8 @@ def make_strategy(replicas: int) -> tf.distribute.Strategy:
     if cluster := find_cluster(os.environ):
         return devices.make_strategy(devices.Devices("cpu"), cluster=cluster)
     if replicas == 1:
-        return tf.distribute.OneDeviceStrategy("CPU:0")
-    return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(replicas)])
+        return tf.distribute.OneDeviceStrategy(f"{KIND}:0")
+    return tf.distribute.MirroredStrategy([f"{KIND}:{index}" for index in range(replicas)])
 
 
 def make_step(
@@ -235,8 +237,13 @@ def run(
 
 def main(specification: dict[str, Any]) -> None:
     """Executes the runs of a specification, those without determinism first: it cannot be switched off again."""
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * specification["devices"])
+    if KIND == "CPU":
+        cpu, logical = tf.config.list_physical_devices("CPU")[0], tf.config.LogicalDeviceConfiguration()
+        tf.config.set_logical_device_configuration(cpu, [logical] * specification["devices"])
+    else:
+        for gpu in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(gpu, True)
+        tf.config.experimental.enable_tensor_float_32_execution(False)  # float32 is compared
     reports, values, deterministic = {}, {}, False
     for options in sorted(specification["runs"], key=lambda options: options.get("deterministic", False)):
         identity = options.pop("id")

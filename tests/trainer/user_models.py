@@ -8,6 +8,7 @@ import os
 import threading
 
 import keras
+import tensorflow as tf
 from keras import layers
 
 HANGING_WORKER = 1
@@ -83,6 +84,21 @@ def with_own_layer(num_classes: int, image_size: int) -> keras.Model:
     x = layers.Conv2D(8, 5, strides=4, activation="relu", name="conv")(inputs)
     x = Halved(name="halved")(layers.Flatten(name="flatten")(x))
     return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="with_own_layer")
+
+
+class Hungry(layers.Layer):
+    """A layer whose training needs a tensor of 4 TB."""
+
+    def call(self, inputs, training=False):
+        if training:
+            inputs *= tf.reduce_max(tf.random.stateless_uniform([2**20, 2**20], seed=[0, 0]))
+        return inputs
+
+
+def hungry(num_classes: int, image_size: int) -> keras.Model:
+    inputs = layers.Input((image_size, image_size, 3))
+    x = Hungry(name="hungry")(layers.GlobalAveragePooling2D(name="average")(inputs))
+    return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="hungry")
 
 
 def hanging(num_classes: int, image_size: int) -> keras.Model:

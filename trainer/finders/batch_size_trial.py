@@ -25,7 +25,6 @@ ORPHANED = 87
 _WATCH_SECONDS = 0.01
 _MEASURED_SECONDS = 3.0
 _MOST_STEPS = 20
-_MEMORY_WORDS = ("out of memory", "failed to allocate", "alloc_failed", "resource_exhausted", "bad_alloc")
 
 
 def main() -> int:
@@ -41,20 +40,12 @@ def main() -> int:
         _send({"error": str(error), "exit_code": error.exit_code})
         return error.exit_code
     except Exception as error:
+        from convoy.trainer.session.errors import is_out_of_memory
+
         if not is_out_of_memory(error):
             raise
         return TOO_LARGE
     return 0
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of Python, TensorFlow, XLA or cuDNN means out of memory."""
-    import tensorflow as tf
-
-    words = str(error).lower()
-    return isinstance(error, MemoryError | tf.errors.ResourceExhaustedError) or any(
-        word in words for word in _MEMORY_WORDS
-    )
 
 
 def _try(options: dict[str, Any]) -> None:

@@ -24,7 +24,8 @@ from convoy.core.thresholds import INPUT_BOUND_PCT
 from convoy.trainer.cluster.strategy import computes_in_bfloat16, peak_gpu_memory, runs_on_gpu
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import resolution
-from convoy.trainer.measurement.flops import known_peak, measured_peak, training_flops
+from convoy.trainer.measurement.flops import measured_peak, training_flops
+from convoy.trainer.measurement.peaks import known_peak
 from convoy.trainer.measurement.step_timer import Window
 from convoy.trainer.measurement.worker_times import slow_workers
 from convoy.trainer.session.prepare import TrainingSession

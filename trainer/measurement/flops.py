@@ -1,16 +1,14 @@
 """FLOPs of a model and peak FLOP/s of a device: their ratio is the model FLOPs utilization (MFU).
 
 training_flops(model, [32, 64, 64, 3])                 # FLOPs per image of such a batch
-known_peak("NVIDIA A100-SXM4-40GB", "bfloat16")        # 312e12 FLOP/s; None for a device that is not in the table
 measured_peak("float32")                               # FLOP/s of a matrix product on this process's first device
 
-A multiply-add counts as two FLOPs. Only convolutions and matrix products count; normalization, activations, pooling,
-augmentation, the optimizer and the reduction do not. The count is thus a lower bound of what a step computes, as in
-Chowdhery et al. 2022, "PaLM", appendix B.
+The peaks of known GPUs are in `peaks`. A multiply-add counts as two FLOPs. Only convolutions and matrix products count;
+normalization, activations, pooling, augmentation, the optimizer and the reduction do not. The count is thus a lower
+bound of what a step computes, as in Chowdhery et al. 2022, "PaLM", appendix B.
 """
 
 import math
-import re
 import time
 from collections.abc import Sequence
 
@@ -19,23 +17,6 @@ import tensorflow as tf
 
 from convoy.trainer.tf_compat.internals import operations_of
 
-# FLOP/s of dense products by precision, from the vendor's data sheets, without the factor of two for structured
-# sparsity. The first matching pattern counts, so specific ones come first.
-_PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
-    (r"\bG?H200\b", {"half": 989e12, "tf32": 494e12, "float32": 67e12}),
-    (r"\bH100 PCIe\b", {"half": 756e12, "tf32": 378e12, "float32": 51e12}),
-    (r"\bH100 NVL\b", {"half": 835e12, "tf32": 418e12, "float32": 60e12}),
-    (r"\bH100\b", {"half": 989e12, "tf32": 494e12, "float32": 67e12}),
-    (r"\bA100\b", {"half": 312e12, "tf32": 156e12, "float32": 19.5e12}),
-    (r"\bA40\b", {"half": 149.7e12, "tf32": 74.8e12, "float32": 37.4e12}),
-    (r"\bA10\b", {"half": 125e12, "tf32": 62.5e12, "float32": 31.2e12}),
-    (r"\bL40S\b", {"half": 362e12, "tf32": 183e12, "float32": 91.6e12}),
-    (r"\bL4\b", {"half": 121e12, "tf32": 60e12, "float32": 30.3e12}),
-    # The tensor cores of these GPUs support float16 only.
-    (r"\bV100S?-PCIE\b", {"float16": 112e12, "float32": 14e12}),
-    (r"\bV100\b", {"float16": 125e12, "float32": 15.7e12}),
-    (r"\bT4\b", {"float16": 65e12, "float32": 8.1e12}),
-)
 _GEMM_SIZE = 2048
 _GEMM_SECONDS = 0.5
 
@@ -78,22 +59,6 @@ def _products(operation: tf.Operation) -> int:
     else:
         return 0
     return 2 * summed * operation.outputs[0].shape.num_elements()
-
-
-def known_peak(device_name: str, precision: str) -> float | None:
-    """Returns the peak FLOP/s of a GPU's dense products, or None if it is not in the table.
-
-    Args:
-      device_name: as reported by the driver. MIG slices are not in the table.
-      precision: float32, bfloat16 or float16.
-    """
-    peaks = next((peaks for pattern, peaks in _PEAKS if re.search(pattern, device_name)), {})
-    if "MIG" in device_name:
-        return None
-    if precision == "float32":
-        tf32 = peaks.get("tf32") if tf.config.experimental.tensor_float_32_execution_enabled() else None
-        return tf32 or peaks.get("float32")
-    return peaks.get(precision) or peaks.get("half")
 
 
 def measured_peak(precision: str) -> float:

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from convoy.core.errors import ConvoyError
+from convoy.core.errors import ConvoyError, UsageError
 from convoy.core.exit_codes import INTERRUPTED, RETRYABLE
 from convoy.core.text import counted
 from convoy.trainer.cluster.worker_group import PeerLostError, WorkerGroup
+from convoy.trainer.config import Plan
 
 _MAX_LISTED_IMAGES = 8
+_MEMORY_WORDS = ("out of memory", "failed to allocate", "alloc_failed", "resource_exhausted", "bad_alloc")
 _DETECTION_SECONDS = 3.0  # TensorFlow may fail this much earlier than the worker group finds the lost worker
 
 
@@ -69,6 +71,34 @@ class PreemptedError(ConvoyError):
 
     exit_code = RETRYABLE
     is_secondary = True
+
+
+class OutOfMemoryError(UsageError):
+    """A step or an evaluation does not fit into the memory of a device. The message has what to change."""
+
+    def __init__(self, plan: Plan, image_size: int):
+        """Composes the message.
+
+        Args:
+          plan: plan of the run.
+          image_size: `config.image_size`.
+        """
+        images, virtual_replicas = plan.virtual_batch_size, plan.virtual_replicas
+        smaller = f"--config.batch_size={virtual_replicas * (images // 2)}, or --find_batch_size for the largest"
+        keep = f"a new run keeps the batch with --config.virtual_replicas={2 * virtual_replicas}"
+        super().__init__(
+            f"out of memory: {counted(images, 'image')} of {image_size} pixels at a time, config.batch_size="
+            f"{plan.global_batch_size} in {counted(virtual_replicas, 'virtual replica')}, do not fit on a device. "
+            + (f"Pass {smaller}; {keep}." if images > 1 else "Use a smaller model or config.image_size.")
+        )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of Python, TensorFlow, XLA or cuDNN means out of memory."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError | tf.errors.ResourceExhaustedError) or any(
+        word in words for word in _MEMORY_WORDS
+    )
 
 
 def as_peer_lost(error: PeerLostError | tf.errors.OpError, worker_group: WorkerGroup) -> PeerLostError | None:

@@ -103,16 +103,19 @@ def batch_sums(logits: tf.Tensor, labels: tf.Tensor, losses: tf.Tensor, weights:
     """
     num_classes = logits.shape[-1]
     weights = tf.ones_like(losses) if weights is None else weights
-    predicted = tf.argmax(logits, -1, output_type=tf.int32)
+    # In int64 and float32: TensorFlow compares and adds int32 on the host, which a GPU would have to wait for.
+    labels = tf.cast(labels, tf.int64)
+    predicted = tf.argmax(logits, -1)
     hits = weights * tf.cast(predicted == labels, tf.float32)
     label_logits = tf.gather(logits, labels, batch_dims=1)
     # Ties go to the lower class number, as in argmax.
-    above = tf.reduce_sum(tf.cast(logits > label_logits[:, tf.newaxis], tf.int32), -1)
-    ties = (logits == label_logits[:, tf.newaxis]) & (tf.range(num_classes)[tf.newaxis] < labels[:, tf.newaxis])
-    top5_hits = weights * tf.cast(above + tf.reduce_sum(tf.cast(ties, tf.int32), -1) < 5, tf.float32)
+    above = logits > label_logits[:, tf.newaxis]
+    lower_classes = tf.constant([*range(num_classes)], tf.int64)[tf.newaxis] < labels[:, tf.newaxis]
+    ties = (logits == label_logits[:, tf.newaxis]) & lower_classes
+    top5_hits = weights * tf.cast(tf.reduce_sum(tf.cast(above | ties, tf.float32), -1) < 5, tf.float32)
     confidence = tf.reduce_max(tf.nn.softmax(logits), -1)
     confidence = tf.where(tf.math.is_finite(confidence), confidence, 0.0)
-    bins = tf.minimum(tf.cast(confidence * CALIBRATION_BINS, tf.int32), CALIBRATION_BINS - 1)
+    bins = tf.cast(tf.minimum(confidence * CALIBRATION_BINS, CALIBRATION_BINS - 1), tf.int32)
 
     def per_class(values: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
         return tf.linalg.matvec(tf.one_hot(classes, num_classes, axis=0), values)

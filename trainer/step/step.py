@@ -216,7 +216,8 @@ class TrainStep:
             part = {name: batch[name][start : start + slice_size] for name in ("image", "label", "randomness")}
             for name, column in part.items():
                 part[name] = tf.ensure_shape(column, [slice_size, *batch[name].shape[1:]])
-            stream = step * settings.virtual_replicas + tf.cast(virtual_replica, tf.int64)
+            with tf.device("/CPU:0"):  # where the random numbers of a step are drawn
+                stream = step * settings.virtual_replicas + tf.cast(virtual_replica, tf.int64)
             seeds = self._layer_seeds(stream)
             if settings.mixing.is_on:
                 part["mixing"] = mixing.draw(settings.mixing, slice_size, seed=settings.seed, step=step, stream=stream)

@@ -1,7 +1,6 @@
 import keras
-import pytest
 
-from convoy.trainer.measurement.flops import known_peak, measured_peak, training_flops
+from convoy.trainer.measurement.flops import measured_peak, training_flops
 
 BATCH = (4, 8, 8, 3)
 
@@ -39,27 +38,6 @@ def test_attention_counts_its_matrix_products():
     products = 2 * 2 * 64 * 64 * 4
     first = 2 * 64 * 3 * 4
     assert training_flops(keras.Model(inputs, attended), BATCH) == 3 * (projections + products) - first
-
-
-@pytest.mark.parametrize(
-    ("name", "precision", "peak"),
-    [
-        ("NVIDIA A100-SXM4-40GB", "bfloat16", 312e12),
-        ("NVIDIA A100-SXM4-40GB", "float32", 156e12),  # TensorFloat-32, TensorFlow's default
-        ("NVIDIA H100 80GB HBM3", "float16", 989e12),
-        ("NVIDIA H100 PCIe", "bfloat16", 756e12),
-        ("NVIDIA L40S", "bfloat16", 362e12),
-        ("Tesla V100-SXM2-16GB", "float16", 125e12),
-        ("Tesla V100-PCIE-32GB", "float16", 112e12),
-        ("Tesla V100-SXM2-16GB", "float32", 15.7e12),
-        ("Tesla T4", "bfloat16", None),
-        ("NVIDIA A1000", "bfloat16", None),
-        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bfloat16", None),
-        ("", "float32", None),
-    ],
-)
-def test_peak_of_a_gpu_by_name_and_precision(name, precision, peak):
-    assert known_peak(name, precision) == peak
 
 
 def test_measured_peak_is_plausible_for_a_cpu():
