@@ -77,7 +77,7 @@ def stopped(tmp_path, convoy_started, wait_until):
 
 @pytest.mark.slow
 def test_conversion_killed_at_any_time_resumes_with_identical_results(tmp_path, stopped, convoy):
-    images = draw_classes(tmp_path / "photos", {"a": 40, "b": 40}, size=100, suffix=".png")
+    images = draw_classes(tmp_path / "photos", {"a": 120, "b": 120}, size=200, suffix=".png")
     settings = ("--image_size=300", "--shards=8", "--workers=2", f"--images={images}")
 
     code, _ = stopped(settings, lambda process, workers: os.kill(process.pid, signal.SIGKILL))
@@ -94,7 +94,7 @@ def test_conversion_killed_at_any_time_resumes_with_identical_results(tmp_path, 
         assert "Traceback" not in ended[1]
 
     resumed = convoy("convert", *settings, f"--output={tmp_path}/data", check=True)
-    assert re.search(r"reusing [4-8] of its [4-8] finished shards", resumed.output)
+    assert re.search(r"reusing \d+ of its \d+ finished shards", resumed.output)
     convert(Options(images, tmp_path / "reference" / "data", image_size=300, shards=8, workers=1))
     assert contents(tmp_path / "data") == contents(tmp_path / "reference" / "data")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "errors", "photos", "reference"]
