@@ -31,10 +31,10 @@ def result_of(run):
 
 def test_training_through_a_failing_network_gives_the_weights_of_local_files(server, finished_run, convoy, tmp_path):
     run = tmp_path / "run"
-    with FaultyProxy(server, seed=1, failing=0.05) as proxy:
+    with FaultyProxy(server, seed=1, failing=0.3) as proxy:
         flags = (*finished_run.flags, "--devices=cpu:2", f"--data={DATA}", f"--workdir={run}")
         convoy("train", *flags, environment=s3_variables(proxy.url), check=True)
-    assert proxy.faults.total() > 5, proxy.faults
+    assert proxy.faults.total() >= 3, proxy.faults
     assert result_of(run)["weights_sha256"] == result_of(finished_run.workdir)["weights_sha256"]
 
 
@@ -53,7 +53,7 @@ def test_verification_finds_a_damaged_shard(server, dataset, convoy, tmp_path):
     with environment(s3_variables(server)):
         damaged = RemotePath("s3://bucket/damaged")
         upload_folder(dataset.data, damaged)
-        name = next(name for name in damaged.files() if "train" in name and name.endswith(".tfrecord"))
+        name = next(name for name in damaged.files() if "-train.tfrecord-" in name and not name.endswith(".idx"))
         content = bytearray((damaged / name).read_bytes())
         content[len(content) // 2] ^= 1
         (damaged / name).write_bytes(bytes(content))

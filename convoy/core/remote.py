@@ -148,8 +148,15 @@ class RemotePath:
         return self._retried(read) if size else b""
 
     def read_bytes(self) -> bytes:
-        """Returns the file's content."""
-        return self.read_range(0, self.stat().st_size)
+        """Returns the file's content, that of one moment if it is replaced meanwhile."""
+
+        def read(fs: Any) -> bytes:  # noqa: ANN401
+            content: bytes = fs.cat_file(self.text)
+            if len(content) != (size := fs.info(self.text)["size"]):
+                raise TruncatedError(f"{len(content):,} of {size:,} bytes were sent")
+            return content
+
+        return self._retried(read)
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """Returns the file's content as text."""

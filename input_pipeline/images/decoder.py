@@ -97,7 +97,9 @@ def encode_all_checked(images: Sequence[bytes], pixels: Pixels) -> Iterator[tupl
                 result: tuple[Encoded, int] | Exception = (
                     encode_checked(data, pixels) if seen is None or one is None else (one[0], next(hashes))
                 )
-            except Exception as error:  # any error of a decoder means that the image is bad
+            except ImportError:  # of TensorFlow: no fault of the image
+                raise
+            except Exception as error:  # any other error of a decoder means that the image is bad
                 result = error
             yield result
         start += len(together)
