@@ -200,9 +200,9 @@ def _load_when_visible(store: CheckpointStore, step: int) -> Checkpoint:
     return store.load(step)
 
 
-def wait_until_visible(store: CheckpointStore, step: int, seconds: float = _VISIBLE_SECONDS) -> None:
+def wait_until_visible(store: CheckpointStore, step: int, seconds: float | None = None) -> None:
     """Waits, for a limited time, until this host sees a checkpoint that another one has written."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + (_VISIBLE_SECONDS if seconds is None else seconds)
     while step not in store.steps() and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
 
