@@ -228,7 +228,7 @@ def test_bench_input_measures_every_reader(bench):
     assert "Convoy's reader" in output
     others = (
         ("torch", "torch", "PyTorch"),
-        ("torchvision", "torchvision", "torchvision"),
+        ("torchvision", "torchvision", "PyTorch"),
         ("dali", "nvidia.dali", "NVIDIA DALI"),
     )
     for peer, package, name in others:

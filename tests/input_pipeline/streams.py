@@ -45,9 +45,11 @@ def stream(
     start_step=0,
     virtual_replicas=0,
     window_size=0,
+    sampling="natural",
     **options,
 ):
     """Returns the columns of the first `steps` elements of the training stream; striped with virtual replicas."""
+    options["sampler"] = Sampler(split, sampling=sampling)
     if virtual_replicas:
         options["sampler"] = striped(split, virtual_replicas, window_size, slices)
     reader = Reader(split, crop, draws=draws, **options)

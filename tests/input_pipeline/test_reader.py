@@ -17,6 +17,7 @@ from convoy.input_pipeline.reading.order import (
     sampled_positions_to_images,
 )
 from convoy.input_pipeline.reading.reader import BatchSlice, Reader
+from convoy.input_pipeline.reading.sampler import Sampler
 from tests.input_pipeline.datasets import encode, write_split
 from tests.input_pipeline.images import draw_classes, pixels
 from tests.input_pipeline.streams import assert_names_record
@@ -118,7 +119,12 @@ def test_every_image_once_per_epoch(split, open_reader):
 def test_class_sampling_stream_is_independent_of_workers_and_resume(split, open_reader, sampling):
     # Class 0 has one image, class 1 two, class 2 the others.
     split = dataclasses.replace(split, label=np.minimum(np.arange(TRAIN_IMAGES), 3).astype(np.int32) * 2 // 3)
-    seen = joined(first(open_reader(split, Crop(8, 0.3), sampling=sampling).training(BatchSlice(6), seed=5), 8))
+    seen = joined(
+        first(
+            open_reader(split, Crop(8, 0.3), sampler=Sampler(split, sampling=sampling)).training(BatchSlice(6), seed=5),
+            8,
+        )
+    )
     table = class_sampling(split.label, sampling)
     indices, passes = sampled_positions_to_images(np.arange(48), sampling=table, seed=5)
     assert np.array_equal(seen["index"], indices)
@@ -126,7 +132,7 @@ def test_class_sampling_stream_is_independent_of_workers_and_resume(split, open_
     assert np.array_equal(seen["randomness"], image_randomness(indices, passes, seed=5, draws=CROP_DRAWS))
     assert len(np.unique(seen["randomness"], axis=0)) == 48  # repeated images are augmented differently
     for worker in range(2):
-        reader = open_reader(split, Crop(8, 0.3), sampling=sampling)
+        reader = open_reader(split, Crop(8, 0.3), sampler=Sampler(split, sampling=sampling))
         slices = BatchSlice(6, replicas=2, first_replica=worker, local_replicas=1)
         own = joined(first(reader.training(slices, seed=5, start_step=3), 5))
         where = (np.arange(48) >= 18) & (np.arange(48) // 3 % 2 == worker)
