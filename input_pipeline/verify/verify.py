@@ -287,9 +287,8 @@ def _manifest_faults(
             yield _description_fault("class-counts", MANIFEST, text, split)
             break
     sidecar = images_path(directory, split)
-    if isinstance(sidecar, Path) and not os.path.exists(
-        sidecar
-    ):  # unlike Path.exists, also for a name that is too long
+    # Unlike Path.exists, also for a name that is too long.
+    if isinstance(sidecar, Path) and not os.path.exists(sidecar):
         return
     try:
         with local_copy(sidecar) as local, opened(local) as archive:
