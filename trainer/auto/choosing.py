@@ -43,7 +43,8 @@ Show = Callable[[str, list[Choice]], None]  # called with a headline and the cho
 
 _PROBES = 3  # image sizes whose speed is measured
 _POLL_SECONDS = 0.2
-_CLOSE = 1.1  # a speed within 10 % below a power of two counts as it
+_STEPS_PER_DOUBLING = 2  # of speeds that make a difference
+_CLOSE = 1.05  # a speed within 5 % below such a step counts as it
 _MOST_MEMORY = 2**36  # more makes no difference
 
 _logger = logging.getLogger("convoy")
@@ -131,11 +132,11 @@ def auto_config(request: Request, show: Show) -> tuple[ml_collections.ConfigDict
 
 
 def rounded_speed(images_per_second: float) -> float:
-    """Returns a speed as a power of two: the next lower one, or the next higher one within 10 %.
+    """Returns a speed as a power of the square root of two: the next lower one, or the next higher one within 5 %.
 
     So most measurements on machines of one kind lead to the same choice.
     """
-    return 2.0 ** math.floor(math.log2(_CLOSE * images_per_second))
+    return 2.0 ** (math.floor(_STEPS_PER_DOUBLING * math.log2(_CLOSE * images_per_second)) / _STEPS_PER_DOUBLING)
 
 
 def _choose(facts: DataFacts, request: Request) -> tuple[list[Choice], str]:
@@ -166,7 +167,7 @@ def _choose(facts: DataFacts, request: Request) -> tuple[list[Choice], str]:
             break
         measured = _speed(config_of(choices), request)
         speeds[side] = rounded_speed(measured)
-        text += f", {measured:,.0f} images/s at {side} pixels (counted as {speeds[side]:g})"
+        text += f", {measured:,.0f} images/s at {side} pixels (counted as {speeds[side]:,.0f})"
         choices = choose(facts, machine, budget, request.given)
     return choices, text
 

@@ -30,7 +30,7 @@ class Machine:
       kind: `CPU` or `GPU`.
       replicas: devices of all workers.
       memory: bytes that training may use on a CPU, a power of two; 0 for unknown.
-      speeds: images per second in training by image size, without the short first step; powers of two.
+      speeds: images per second in training by image size, without the slow first step; powers of the square root of two.
     """
 
     kind: str = "CPU"
@@ -246,14 +246,17 @@ def _length(
     def affordable(size: int, stages: bool) -> float:
         train = table.OVERHEAD * facts.images * _seconds_per_image(machine.speeds, size, stages)
         evaluated = table.EVALUATIONS * facts.validation_images * tta * table.EVALUATION_COST
-        return max(0.0, seconds - evaluated * _seconds_per_image(machine.speeds, size, False)) / train
+        other = evaluated * _seconds_per_image(machine.speeds, size, False)
+        other += len(table.PROGRESSIVE) * table.STAGE_SECONDS if stages else 0.0
+        return max(0.0, seconds - other) / train
 
     smaller = [size for size in reversed(table.SIZES) if table.SMALLEST_SIDE <= size < side]
     any_size = given.get("model.name", _MODEL) in _OF_ANY_SIZE
     can_stage = any_size and not {"progressive.sizes", "progressive.ends"} & given.keys()
     ways = [(side, False), *([(side, True)] if can_stage and side >= table.SMALLEST_SIDE else [])]
     ways += [(size, can_stage) for size in smaller if "image_size" not in given]
-    size, stages = next((way for way in ways if affordable(*way) >= wanted), ways[-1])
+    longest = max(ways, key=lambda way: affordable(*way))
+    size, stages = next((way for way in ways if affordable(*way) >= wanted), longest)
     possible = affordable(size, stages)
     epochs = min(possible, float(table.LONGEST * wanted))
     epochs = float(math.floor(epochs)) if epochs >= table.SHORT else max(0.01, math.floor(100 * epochs) / 100)
