@@ -114,7 +114,8 @@ setup(
             "moto[s3]>=5",
             "flask>=3",
             "flask-cors>=5",
-            "gcsfs>=2025.2",
+            "gcsfs>=2025.2",  # the extras `gcs` and `azure`; the server of the latter comes from npm
+            "adlfs>=2024.12",
             "gcp-storage-emulator>=2024.8",
             "datasets>=3",  # the writers of the parquet files and archives that tests convert
             "webdataset>=0.2.100",

@@ -3,12 +3,14 @@
     python -m tests.chaos 20 --seed=1
 
 Trains a small reference run on one device, then the same run under `convoy launch local` on two workers, with faults
-of the kinds in `tests/chaos_injection.py`. In the end the weights, the training metrics, the steps in TensorBoard and
+of the kinds in `tests/chaos_injection.py`. It reads its images from an object store that fails in 5 % of the requests,
+and keeps them in a cache on the disk. In the end the weights, the training metrics, the steps in TensorBoard and
 the images of every step must be those of the reference run, and no process may be left. Prints the faults and the
 result; exit code 0 or 1. The temporary folder with all files is kept if the test fails.
 """
 
 import argparse
+import contextlib
 import random
 import re
 import shutil
@@ -18,23 +20,27 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from convoy.core.remote import RemotePath
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.reading.order import positions_to_images
 from tests.chaos_files import SET_BACK_SECONDS, ChaosError, ChaosFolder, RunFolder
 from tests.chaos_injection import STEPS_PER_CHECKPOINT, WORKERS, Chaos, Fault, Kind, Launch, plan_faults, steps_for
+from tests.object_stores import FaultyProxy, environment, make_bucket, s3_server, s3_variables, upload_folder
 from tests.trainer import user_models
 from tests.trainer.run_files import measured
 
 _HEARTBEAT_SECONDS = 5
 _MIN_STARTUP_TIMEOUT = 10
 _PILOT_STEPS = 60
+_STORED = "s3://bucket/data"
+_FAILING_REQUESTS = 0.05  # share of all
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,17 @@ def make_dataset(files: ChaosFolder) -> Path:
     return data
 
 
-def train_flags(data: Path, run: RunFolder, steps: int) -> list[str]:
+@contextlib.contextmanager
+def failing_store(files: ChaosFolder, data: Path) -> Iterator[FaultyProxy]:
+    """Copies the dataset to `_STORED` in an S3 server, some of whose answers to this process's children are faults."""
+    with s3_server(files.folder) as url, environment(s3_variables(url)):
+        make_bucket(_STORED.rpartition("/")[0])
+        upload_folder(data, RemotePath(_STORED))
+        with FaultyProxy(url, failing=_FAILING_REQUESTS) as proxy, environment(s3_variables(proxy.url)):
+            yield proxy
+
+
+def train_flags(data: object, run: RunFolder, steps: int) -> list[str]:
     """Returns the trainer flags that all runs share."""
     return [
         "--config=smoke",
@@ -188,16 +204,20 @@ def run_chaos(files: ChaosFolder, plan: Sequence[Fault]) -> list[str]:
     files.convoy("train", *train_flags(data, reference, steps), output="reference.log")
     launcher_flags, trainer = launch_flags(speed)
     trainer += ["--config.cache=disk", f"--cache_dir={files.folder / 'decoded'}"]  # its writers are killed too
-    with Launch(files, run, [*launcher_flags, *trainer, *train_flags(data, run, steps)]) as launch:
+    command = [*launcher_flags, *trainer, *train_flags(_STORED, run, steps)]
+    with failing_store(files, data) as store, Launch(files, run, command) as launch:
         faults = Chaos(files, launch, run, steps, speed.start_seconds).inject(plan)
         exit_code = launch.wait()
         left = files.processes_left()
     print_summary(faults, launch, time.monotonic() - start_time)
     if exit_code != 0:
         return [f"the launcher exited with {exit_code}"]
-    left_problems = [f"processes are left: {left}"] if left else []
+    found = [f"processes are left: {left}"] if left else []
+    if not store.faults:
+        found.append(f"none of {len(store.requests)} requests to the object store failed")
+    print(f"{store.faults.total()} of {len(store.requests)} requests to the object store failed")
     causes = [attempt["cause"] for attempt in launch.attempts]
-    return left_problems + injection_problems(files, faults, run, causes) + problems(reference, run, data)
+    return found + injection_problems(files, faults, run, causes) + problems(reference, run, data)
 
 
 def main() -> int:

@@ -7,10 +7,12 @@ with s3_server(tmp_path) as url, FaultyProxy(url, seed=0, failing=0.05) as proxy
 The faults depend on the seed and on the number of the request only, so that a test meets the same ones each time.
 """
 
+import base64
 import contextlib
 import http.client
 import os
 import random
+import shutil
 import socket
 import sys
 import threading
@@ -21,26 +23,45 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from convoy.core.remote import RemotePath, upload
 from convoy.launch.ports import reserved_ports
 from tests.processes import started, wait_until
 
 _FAULTS = ("500", "503", "429", "reset", "truncated", "short", "slow")
+_AZURE_KEY = base64.b64encode(b"a key for tests").decode()
 _HOP_BY_HOP = {"connection", "expect", "keep-alive", "transfer-encoding"}
 
 
 @contextlib.contextmanager
 def s3_server(folder: Path) -> Iterator[str]:
     """Starts an empty S3 server in a process of its own; yields its URL. `folder` is for its output."""
-    with _server(["-m", "moto.server", "--host=127.0.0.1", "--port={port}"], folder / "s3.log") as url:
+    command = [sys.executable, "-m", "moto.server", "--host=127.0.0.1", "--port={port}"]
+    with _server(command, folder / "s3.log") as url:
         yield url
 
 
 @contextlib.contextmanager
 def gcs_server(folder: Path) -> Iterator[str]:
     """As `s3_server`, of Google's protocol."""
-    command = ["-m", "gcp_storage_emulator", "start", "--host=127.0.0.1", "--port={port}", "--in-memory"]
-    with _server(command, folder / "gcs.log") as url:
+    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host=127.0.0.1", "--port={port}"]
+    with _server([*command, "--in-memory"], folder / "gcs.log") as url:
+        yield url
+
+
+@contextlib.contextmanager
+def azure_server(folder: Path) -> Iterator[str]:
+    """As `s3_server`, of Azure's protocol. Skips the test if the server is not installed."""
+    program = shutil.which("azurite-blob", path=f"{sys.prefix}/node_modules/.bin{os.pathsep}{os.environ['PATH']}")
+    if not program:
+        pytest.skip("azurite is not installed")
+    command = [program, "--blobHost=127.0.0.1", "--blobPort={port}", "--inMemoryPersistence", "--disableTelemetry"]
+    # Its client asks for a newer version of the protocol than it has.
+    with (
+        environment({"AZURITE_ACCOUNTS": f"test:{_AZURE_KEY}"}),
+        _server([*command, "--skipApiVersionCheck"], folder / "azure.log") as url,
+    ):
         yield url
 
 
@@ -48,8 +69,7 @@ def gcs_server(folder: Path) -> Iterator[str]:
 def _server(command: Sequence[str], output: Path) -> Iterator[str]:
     with reserved_ports(1) as (port,):
         pass
-    arguments = [argument.format(port=port) for argument in command]
-    with started([sys.executable, *arguments], output=output) as process:
+    with started([argument.format(port=port) for argument in command], output=output) as process:
 
         def answers() -> bool:
             assert process.poll() is None, output.read_text()
@@ -57,7 +77,7 @@ def _server(command: Sequence[str], output: Path) -> Iterator[str]:
                 return True
             return False
 
-        wait_until(answers, f"the start of {arguments[1]}")
+        wait_until(answers, f"the start of {command}")
         yield f"http://127.0.0.1:{port}"
 
 
@@ -77,6 +97,12 @@ def s3_variables(url: str) -> dict[str, str]:
 def gcs_variables(url: str) -> dict[str, str]:
     """Returns the environment of a client of a server of Google's protocol."""
     return {"STORAGE_EMULATOR_HOST": url, "GOOGLE_CLOUD_PROJECT": "test", "NO_GCE_CHECK": "true"}
+
+
+def azure_variables(url: str) -> dict[str, str]:
+    """Returns the environment of a client of a server of Azure's protocol."""
+    account = f"AccountName=test;AccountKey={_AZURE_KEY};BlobEndpoint={url}/test"
+    return {"AZURE_STORAGE_CONNECTION_STRING": f"DefaultEndpointsProtocol=http;{account}"}
 
 
 @contextlib.contextmanager
@@ -99,7 +125,7 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _forget_file_systems(fsspec: Any) -> None:
-    for scheme in ("s3", "gs"):
+    for scheme in ("s3", "gs", "az"):
         with contextlib.suppress(ImportError):
             fsspec.get_filesystem_class(scheme).clear_instance_cache()
 

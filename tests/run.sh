@@ -27,6 +27,10 @@ install browser chromium-headless-shell
 install "real image" tuxpaint-stamps-default
 
 launch/install.sh "$checkout/.venv" "[test]"
+# A server with the protocol of Azure's storage; without it, its tests are skipped.
+if command -v npm >/dev/null && ! [ -e .venv/node_modules/.bin/azurite-blob ]; then
+  npm install --silent --prefix .venv azurite@3 || echo "Installation of azurite failed: its tests will be skipped." >&2
+fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy

@@ -9,7 +9,18 @@ import pytest
 
 from convoy.core.remote import RemotePath
 from convoy.launch.ports import reserved_ports
-from tests.object_stores import FaultyProxy, environment, make_bucket, s3_server, s3_variables, upload_folder
+from tests.object_stores import (
+    FaultyProxy,
+    azure_server,
+    azure_variables,
+    environment,
+    gcs_server,
+    gcs_variables,
+    make_bucket,
+    s3_server,
+    s3_variables,
+    upload_folder,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +47,25 @@ def test_training_through_a_failing_network_gives_the_weights_of_local_files(ser
         convoy("train", *flags, environment=s3_variables(proxy.url), check=True)
     assert proxy.faults.total() >= 3, proxy.faults
     assert result_of(run)["weights_sha256"] == result_of(finished_run.workdir)["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("bucket", "server", "variables"),
+    [("gs://bucket", gcs_server, gcs_variables), ("az://container", azure_server, azure_variables)],
+    ids=["google", "azure"],
+)
+def test_stores_of_others_have_data_and_backup(bucket, server, variables, dataset, finished_run, convoy, tmp_path):
+    run, data = tmp_path / "run", RemotePath(f"{bucket}/data")
+    with server(tmp_path) as url, environment(variables(url)):
+        make_bucket(bucket)
+        upload_folder(dataset.data, data)
+        flags = (*finished_run.flags, f"--data={data}", f"--workdir={run}", f"--backup={bucket}/run")
+        convoy("train", *flags, environment=variables(url), check=True)
+        trained = result_of(run)
+        shutil.rmtree(run)
+        convoy("train", *flags, environment=variables(url), check=True)
+    assert result_of(run) == trained
+    assert trained["weights_sha256"] == result_of(finished_run.workdir)["weights_sha256"]
 
 
 def test_evaluation_predictions_and_report_equal_those_of_local_files(server, dataset, copied_run, convoy, tmp_path):

@@ -12,6 +12,8 @@ from convoy.core.remote import RemotePath, download, download_folder, is_remote,
 from convoy.input_pipeline.dataset.storage import dataset_path
 from tests.object_stores import (
     FaultyProxy,
+    azure_server,
+    azure_variables,
     environment,
     gcs_server,
     gcs_variables,
@@ -53,6 +55,17 @@ def test_files_of_a_bucket_of_google(tmp_path):
         check_files(RemotePath("gs://bucket/files"), tmp_path)
         with pytest.raises(FileNotFoundError, match="gs://nobucket/a"):
             RemotePath("gs://nobucket/a").read_range(0, 1)
+
+
+@pytest.mark.slow
+def test_files_of_a_container_of_azure(tmp_path):
+    with azure_server(tmp_path) as url, environment(azure_variables(url)):
+        make_bucket("az://container")
+        check_files(RemotePath("az://container/files"), tmp_path)
+        missing = RemotePath("az://nocontainer/a")
+        for call in (lambda: missing.read_range(0, 1), lambda: missing.write_bytes(b"1")):
+            with pytest.raises(DataError, match="bucket 'nocontainer' does not exist"):
+                call()
 
 
 def check_files(folder, tmp_path):

@@ -1,6 +1,8 @@
 """`config.decode=fast`: how small JPEG files are decoded, and what is decoded exactly nevertheless."""
 
 import io
+import json
+import math
 
 import numpy as np
 import pytest
@@ -102,3 +104,25 @@ def test_an_image_is_the_same_alone_and_among_others():
     for number, image in enumerate(together):
         one = {name: column[number : number + 1] for name, column in columns.items()}
         assert np.array_equal(decode_and_crop_all(one, None, crop, 1).numpy()[0], image)
+
+
+@pytest.mark.slow
+def test_accuracy_stays_within_the_noise_of_seeds(convoy, tmp_path):
+    sample = ("--categories=6", "--per_category=50", "--test_per_category=50", "--size=160")
+    convoy("sample", f"--output={tmp_path / 'photos'}", *sample, check=True)
+    data, tested = f"--data={tmp_path / 'data'}", 6 * 50
+    for split in ("train", "test"):
+        images = f"--images={tmp_path / 'photos' / split}"
+        convoy("convert", images, f"--output={tmp_path / 'data'}", f"--split={split}", check=True)
+    correct = {}
+    for way in ("exact", "fast"):
+        for seed in (0, 1):
+            run = f"--workdir={tmp_path / f'{way}-{seed}'}"
+            recipe = ("--config=convnet", "--config.epochs=15", f"--config.seed={seed}", f"--config.decode={way}")
+            convoy("train", *recipe, data, run, check=True)
+            convoy("evaluate", data, run, "--split=test", check=True)
+            result = json.loads((tmp_path / f"{way}-{seed}/evaluation_test.json").read_text())
+            correct[way, seed] = round(result["quality"]["top1"] * tested)
+    exact, fast = (correct[way, 0] + correct[way, 1] for way in ("exact", "fast"))
+    assert min(correct.values()) > 0.5 * tested  # far above chance
+    assert abs(fast - exact) < 3 * math.sqrt(2 * exact * (1 - exact / (2 * tested)))

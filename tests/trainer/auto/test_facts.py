@@ -136,6 +136,8 @@ def test_the_sample_has_every_class_of_few_and_enough_of_each_of_many():
     assert taken[taken > 0].min() == 8
 
 
-@pytest.mark.parametrize(("measured", "used"), [(85, 64), (64, 64), (61.5, 64), (60, 45.25), (89, 90.51), (127, 128), (0.3, 0.25)])
+@pytest.mark.parametrize(
+    ("measured", "used"), [(85, 64), (64, 64), (61.5, 64), (60, 45.25), (89, 90.51), (127, 128), (0.3, 0.25)]
+)
 def test_speeds_are_rounded_to_powers_of_the_root_of_two(measured, used):
     assert rounded_speed(measured) == pytest.approx(used, abs=0.01)
