@@ -18,7 +18,6 @@ import tensorflow as tf
 from convoy.core.cluster import Cluster
 from convoy.core.devices import Devices
 from convoy.core.error_file import note_error
-from convoy.core.errors import DataError
 from convoy.core.text import is_count
 from convoy.core.user_code import UserCode
 from convoy.input_pipeline.dataset.layout import RecordFormat
@@ -34,15 +33,15 @@ from convoy.trainer.callbacks.callback_list import CallbackList
 from convoy.trainer.callbacks.early_stopping import EarlyStopping
 from convoy.trainer.callbacks.run_writer import RunWriter
 from convoy.trainer.callbacks.tensorboard_pages import TensorBoardPages
-from convoy.trainer.checkpoint.saver import CheckpointSaver
 from convoy.trainer.cluster.liveness import TRAINING
 from convoy.trainer.cluster.stop_request import StopRequest
 from convoy.trainer.cluster.watchdog import Deadlines, Watchdog
 from convoy.trainer.cluster.worker_group import PeerLostError, WorkerGroup
 from convoy.trainer.config import resolution
 from convoy.trainer.measurement.measurements import Measurements
+from convoy.trainer.saving import Saving
 from convoy.trainer.session.agreement import agree_on_checkpoint
-from convoy.trainer.session.description import dataset_identity, hardware_info
+from convoy.trainer.session.description import hardware_info
 from convoy.trainer.session.errors import (
     DivergedError,
     InterruptedRunError,
@@ -225,8 +224,7 @@ class _Training:
             step=self._state.step,
         )
         self._substitutions = Substitutions(self._run, self._worker_group, self._report_substitution)
-        self._saver = CheckpointSaver(self._store, on_failure=self._warn_of_failed_save, on_success=self._report_save)
-        self._saved_step: int | None = self._state.step or None
+        self._saving = Saving(session, self._training, self._place, progress=self._progress, on_saved=self._report_save)
         # Sums since the last log line. They are checkpointed, so that a resumed run logs the same next line.
         self._window_sums = self._objective.window_sums(session.metadata, session.config, self._dataset.num_classes)
         self._rollbacks: int = session.metadata.get("rollbacks", 0)
@@ -251,22 +249,20 @@ class _Training:
                         self._roll_back(error)
                 return self._finish()
         except KeyboardInterrupt:
-            self._finish_saving()
-            message = (
-                f"interrupted at step {self._state.step}. Rerun the same command to resume from {self._resume_point()}."
-            )
+            self._saving.settle()
+            message = f"interrupted at step {self._state.step}. {self._how_to_resume('command')}"
             raise (InterruptedRunError if self._owns_process else KeyboardInterrupt)(message) from None
         except (PeerLostError, tf.errors.OpError) as error:
-            self._finish_saving()
+            self._saving.settle()
             lost = as_peer_lost(error, self._worker_group)
             if not lost:
                 if is_out_of_memory(error):
                     raise OutOfMemoryError(self._plan, self._config.image_size) from None
                 raise
             self._record_lost_peer(str(lost))
-            raise PeerLostError(f"{lost}. Rerun the same commands to resume from {self._resume_point()}.") from None
+            raise PeerLostError(f"{lost}. {self._how_to_resume('commands')}") from None
         finally:
-            self._finish_saving()
+            self._saving.settle()
             self._end(None)
 
     def _begin(self) -> None:
@@ -288,8 +284,8 @@ class _Training:
                 self._training.say(line)
         if step and self._metadata["config"]["virtual_replicas"] != self._plan.virtual_replicas:
             self._report_virtual_replicas(self._metadata["config"]["virtual_replicas"])
-            self._save(self._metadata["score"])  # the same weights: later starts keep the new number
-            self._finish_saving()
+            self._saving.save(self._metadata["score"])  # the same weights: later starts keep the new number
+            self._saving.settle()
         self._stopping.agree("begin")
         self._stop_request.listen_to_interrupts()
 
@@ -322,7 +318,7 @@ class _Training:
                     self._read_result(unread, state.step)
                     unread = None
                 self._step_timer.end_step()
-                self._saver.check()
+                self._saving.check()
                 if state.step == first_step:
                     self._training.event("first_step", step=state.step)
                 if log or evaluate or checkpoint:
@@ -332,7 +328,7 @@ class _Training:
                 evaluation = self._evaluate() if evaluate else None
                 if checkpoint or (evaluation and evaluation.is_best) or self._stopping.is_agreed:
                     with self._step_timer.paused("checkpoints"):
-                        self._save(evaluation.metrics[self._objective.task.score] if evaluation else None)
+                        self._saving.save(evaluation.metrics[self._objective.task.score] if evaluation else None)
 
     def _log(self, result: StepResult, learning_rate: float) -> None:
         log = self._measurements.log(self._window_sums, result, learning_rate)
@@ -341,7 +337,7 @@ class _Training:
         self._window_sums[:] = 0
 
     def _evaluate(self) -> Evaluation | None:
-        evaluation = self._measurements.evaluate(self._saver.best_score)
+        evaluation = self._measurements.evaluate(self._saving.best_score)
         if evaluation:
             with self._step_timer.paused("evaluation"):
                 self._emit("on_evaluation", evaluation)
@@ -385,7 +381,7 @@ class _Training:
         # In float16 an overflow is normal as long as the loss scale can still be lowered.
         if result.finite.numpy() or result.loss_scale.numpy() > 1:
             return
-        self._finish_saving()
+        self._saving.settle()
         images = self._input.images(step)
         self._training.event("diverged", step=step, images=images)
         raise DivergedError(
@@ -402,7 +398,7 @@ class _Training:
         divergence, checkpoint = self._config.divergence, None
         if self._rollbacks < divergence.rollbacks:
             # If the last rollback went to the latest checkpoint and did not help, go further back.
-            before = self._rolled_back_to if self._rolled_back_to == self._saved_step else None
+            before = self._rolled_back_to if self._rolled_back_to == self._saving.step else None
             checkpoint = agree_on_checkpoint(self._worker_group, self._store, before=before)
         if not checkpoint:
             raise error
@@ -410,7 +406,7 @@ class _Training:
         self._window_sums = self._objective.window_sums(checkpoint[1], self._config, self._dataset.num_classes)
         self._rollbacks += 1
         step, factor = self._state.step, divergence.learning_rate_factor**self._rollbacks
-        self._saved_step = self._rolled_back_to = step
+        self._saving.step = self._rolled_back_to = step
         self._step_timer.drop_window()
         before = checkpoint[1]["config"]["virtual_replicas"]
         # Before a change, the run trains with the number of now, which suits its devices.
@@ -425,54 +421,27 @@ class _Training:
             self._report_virtual_replicas(before)
         self._worker_group.exchange("rolled back")
 
-    def _save(self, score: float | None) -> None:
-        step = self._saved_step = self._state.step
-        if not self._worker_group.is_chief:
-            self._saver.note_score(score)
-            return
-        self._worker_group.report(step, "saving")
-        self._training.event("checkpoint", step=step)
-        self._saver.save(
-            self._state.values(),
-            step=step,
-            metadata={
-                "config": configs.to_json(self._config),
-                "dataset": dataset_identity(self._dataset),
-                "model": self._model,
-                "place": self._place,
-                "rollbacks": self._rollbacks,
-                "window_sums": self._window_sums.tolist(),
-                "reported": self._measurements.measured(),
-                "callbacks": self._callbacks.states(step),
-            },
-            score=score,
-        )
+    def _progress(self, step: int) -> dict[str, Any]:
+        return {
+            "rollbacks": self._rollbacks,
+            "window_sums": self._window_sums.tolist(),
+            "reported": self._measurements.measured(),
+            "callbacks": self._callbacks.states(step),
+        }
 
-    def _finish_saving(self) -> None:
-        """Waits for the checkpoint being written. If that fails, the previous one is still there."""
-        try:
-            self._saver.finish()
-        except DataError as error:
-            self._warn_of_failed_save(error, "")
-
-    def _report_save(self, step: int, score: float | None) -> None:
+    def _report_save(self, checkpoint: Checkpoint) -> None:
         with self._step_timer.paused("checkpoints"):
-            self._emit("on_checkpoint", Checkpoint(step, self._store.path(step), score))
-
-    def _warn_of_failed_save(
-        self, error: DataError, outlook: str = " Training continues; the next checkpoint is written as scheduled."
-    ) -> None:
-        self._training.say(f"Warning: {error}{outlook}")
-        self._training.event("checkpoint_failed", message=str(error))
+            self._emit("on_checkpoint", checkpoint)
 
     def _reason_to_stop(self) -> Stop:
         """Returns why the run stops before its last step, if that is to be its result; raises as `Stopping.reason`."""
-        self._finish_saving()
-        return self._stopping.reason(self._training, self._resume_point, lambda stop: self._emit("on_stop", stop))
+        self._saving.settle()
+        return self._stopping.reason(
+            self._training, self._saving.resume_point, lambda stop: self._emit("on_stop", stop)
+        )
 
-    def _resume_point(self) -> str:
-        latest = self._store.latest()
-        return "step 0 (no checkpoint found)" if latest is None else f"step {latest}"
+    def _how_to_resume(self, commands: str) -> str:
+        return f"Rerun the same {commands} to resume from {self._saving.resume_point}."
 
     def _report_substitution(self, details: dict[str, Any], sentence: str) -> None:
         self._training.event(SUBSTITUTED, **details)
@@ -490,7 +459,7 @@ class _Training:
         self._substitutions.note(step, [])  # after the exchange the chief has every worker's substitutions
         if len(set(digests)) > 1:
             raise AssertionError(f"the workers' final weights differ: {digests}")
-        self._saver.finish()
+        self._saving.finish()
         result = {
             "step": step,
             "epoch": self._measurements.epoch,

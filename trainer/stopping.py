@@ -56,7 +56,7 @@ class Stopping:
         """Takes what a step's reduction says: whether any worker was asked to stop."""
         self.is_agreed = self.is_agreed or stop_requested
 
-    def reason(self, training: Training, resume_point: Callable[[], str], on_stop: Callable[[Stop], None]) -> Stop:
+    def reason(self, training: Training, resume_point: str, on_stop: Callable[[Stop], None]) -> Stop:
         """Returns why the run stops, if that is to be its result. All workers must call it, after the last save.
 
         Args:
@@ -80,7 +80,7 @@ class Stopping:
             receiver = f" to {group.address(rank)}" if group.num_workers > 1 else ""
             raise (InterruptedRunError if name == signal.SIGINT.name else PreemptedError)(
                 f"{name}{receiver}: stopped at step {step} of {training.total_steps}, {waited:.1f} s after the "
-                f"signal. Rerun the same command to resume from {resume_point()}."
+                f"signal. Rerun the same command to resume from {resume_point}."
             )
         stop = Stop(**next(request for request in asked if request))
         on_stop(stop)
@@ -88,7 +88,7 @@ class Stopping:
             training,
             failures,
             f"The run stopped at step {step}. Fix the callback and rerun the same command to resume from "
-            f"{resume_point()}.",
+            f"{resume_point}.",
         )
         return stop
 

@@ -30,7 +30,8 @@ class Machine:
       kind: `CPU` or `GPU`.
       replicas: devices of all workers.
       memory: bytes that training may use on a CPU, a power of two; 0 for unknown.
-      speeds: images per second in training by image size, without the slow first step; powers of the square root of two.
+      speeds: images per second in training by image size, without the slow first step, as
+        `choosing.rounded_speed` has them.
     """
 
     kind: str = "CPU"
