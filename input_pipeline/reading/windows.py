@@ -87,6 +87,8 @@ class RangeReader:
         Raises:
           ConvoyError: a shard cannot be read.
         """
+        if not len(indices):  # all images are cached
+            return iter(())
         return _Range(self._split, self._shards, self._pool, np.unique(indices)).frames(indices)
 
     def read_windows(

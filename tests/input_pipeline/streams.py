@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from convoy.core.remote import RemotePath
 from convoy.input_pipeline.dataset import records
 from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.dataset.records import RecordError
@@ -27,6 +28,11 @@ def make_split(folder: Path, count: int = 60, shards: int = 3, size: int = SIZE)
     in_shards = np.lexsort((split.offset, split.shard))
     columns = {name: getattr(split, name)[in_shards] for name in COLUMNS}
     return dataclasses.replace(split, **{**columns, "label": np.arange(count, dtype=np.int32)})
+
+
+def remote(split: Split) -> Split:
+    """Returns the split as in an object store."""
+    return dataclasses.replace(split, shard_paths=tuple(RemotePath(f"file://{path}") for path in split.shard_paths))
 
 
 def striped(split: Split, virtual_replicas: int, window_size: int, slices: BatchSlice = EIGHT) -> Sampler:

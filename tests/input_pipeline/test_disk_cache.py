@@ -15,7 +15,7 @@ from convoy.input_pipeline.reading.pixel_store import DiskSpace
 from convoy.input_pipeline.reading.reader import Reader
 from tests.input_pipeline.datasets import write_dataset
 from tests.input_pipeline.images import pixels
-from tests.input_pipeline.streams import EIGHT, assert_names_record, assert_same, columns_of, flip, stream
+from tests.input_pipeline.streams import EIGHT, assert_names_record, assert_same, columns_of, flip, remote, stream
 
 IMAGES, EPOCH = 40, 5  # steps of 8
 WHOLE, CROPS = Crop(16), Crop(16, 0.3)
@@ -58,7 +58,8 @@ def test_only_the_same_pixels_share_a_file(dataset, space, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("crop", [WHOLE, CROPS])
-def test_a_later_run_reads_no_shard(tmp_path, space, crop):
+@pytest.mark.parametrize("place", [lambda split: split, remote], ids=["local", "remote"])
+def test_a_later_run_reads_no_shard(tmp_path, space, crop, place):
     images = [pixels(number, 40) for number in range(IMAGES)]
     dataset = open_dataset(write_dataset(tmp_path / "data", {"train": images}, ["a", "b"]))
     split = dataset.split("train")
@@ -66,7 +67,7 @@ def test_a_later_run_reads_no_shard(tmp_path, space, crop):
     stream(split, EPOCH, crop=crop, cache=opened(dataset, crop, space))
     for path in split.shard_paths:
         os.truncate(path, 0)
-    assert_same(stream(split, 2 * EPOCH, crop=crop, cache=opened(dataset, crop, space)), expected)
+    assert_same(stream(place(split), 2 * EPOCH, crop=crop, cache=opened(dataset, crop, space)), expected)
 
 
 @pytest.mark.slow

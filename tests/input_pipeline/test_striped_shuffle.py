@@ -17,7 +17,17 @@ from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 from convoy.input_pipeline.reading.windows import RangeReader, make_stripes
 from tests.input_pipeline.images import draw_classes
-from tests.input_pipeline.streams import COLUMNS, SIZE, STRIPED, assert_same, columns_of, make_split, stream, striped
+from tests.input_pipeline.streams import (
+    COLUMNS,
+    SIZE,
+    STRIPED,
+    assert_same,
+    columns_of,
+    make_split,
+    remote,
+    stream,
+    striped,
+)
 from tests.object_stores import upload_folder
 
 IMAGES = 60
@@ -31,11 +41,6 @@ def split(tmp_path_factory):
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     return make_split(tmp_path_factory.mktemp("many"), 400, shards=7, size=8)
-
-
-@pytest.fixture(scope="module")
-def remote(split):
-    return dataclasses.replace(split, shard_paths=tuple(RemotePath(f"file://{path}") for path in split.shard_paths))
 
 
 @pytest.fixture
@@ -208,14 +213,14 @@ def test_default_window_size(split, record_bytes, virtual_replicas, records):
 
 @pytest.mark.slow
 class TestRemotePath:
-    def test_same_batches_as_local_directory(self, split, remote):
-        local, far = (stream(each, 20, crop=Crop(8, 0.3), **STRIPED) for each in (split, remote))
+    def test_same_batches_as_local_directory(self, split):
+        local, far = (stream(each, 20, crop=Crop(8, 0.3), **STRIPED) for each in (split, remote(split)))
         assert_same(local, far)
 
     @pytest.mark.parametrize("slices", [BatchSlice(7), BatchSlice(8, 4, first_replica=2, local_replicas=1)])
-    def test_evaluation_equals_local_directory_with_few_reads(self, split, remote, reads, slices):
+    def test_evaluation_equals_local_directory_with_few_reads(self, split, reads, slices):
         seen = []
-        for each in (split, remote):
+        for each in (split, remote(split)):
             reads.clear()
             reader = Reader(each, Crop(SIZE))
             seen.append(columns_of(reader.evaluation(slices), -1))
@@ -223,8 +228,8 @@ class TestRemotePath:
         assert_same(*seen)
         assert len(reads) <= len(split.shard_paths)
 
-    def test_global_shuffle_gives_the_batches_of_the_local_directory(self, split, remote):
-        assert_same(stream(split, 20), stream(remote, 20))
+    def test_global_shuffle_gives_the_batches_of_the_local_directory(self, split):
+        assert_same(stream(split, 20), stream(remote(split), 20))
 
     def test_file_system_error_is_not_a_data_error(self, tmp_path):
         split = make_split(tmp_path, 9)
