@@ -138,6 +138,14 @@ def test_less_time_means_stages_then_smaller_images_then_fewer_epochs():
     assert least["mix.probability"] == 0.0 and "mix.probability" not in less
 
 
+@pytest.mark.parametrize(
+    ("images", "epochs", "is_mixed"), [(2000, 39, False), (2000, 40, True), (200, 60, False), (200, 80, True)]
+)
+def test_short_runs_are_not_mixed(images, epochs, is_mixed):
+    choices = chosen({"images": images}, epochs=float(epochs))
+    assert ("mix.probability" not in choices) == is_mixed
+
+
 def test_less_than_one_epoch_fits_in_a_short_time():
     choices = chosen({"images": 10**6}, Machine(speeds={64: 64.0, 32: 256.0}), budget=900.0)
     assert 0 < choices["epochs"] < 1
