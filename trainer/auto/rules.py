@@ -259,6 +259,8 @@ def _length(
     ways += [(size, can_stage) for size in smaller if "image_size" not in given]
     longest = max(ways, key=lambda way: affordable(*way))
     size, stages = next((way for way in ways if affordable(*way) >= wanted), longest)
+    if affordable(side, False) >= table.ENOUGH * wanted:
+        size, stages = side, False
     possible = affordable(size, stages)
     epochs = min(possible, float(table.LONGEST * wanted))
     epochs = float(math.floor(epochs)) if epochs >= table.SHORT else max(0.01, math.floor(100 * epochs) / 100)

@@ -126,14 +126,15 @@ def test_length_keeps_to_nine_tenths_of_the_budget(budget):
     assert choices["epochs"] <= table.LONGEST * table.EPOCHS
 
 
-def test_less_time_means_stages_then_smaller_images_then_fewer_epochs():
+def test_less_time_means_half_the_epochs_then_smaller_images_in_stages_then_fewer_epochs():
     def within(hours):
         return chosen(machine=Machine("GPU", speeds={128: 64.0}), budget=3600.0 * hours)
 
     plenty, enough, less, least = within(4), within(0.8), within(0.3), within(0.02)
     assert plenty["epochs"] == 160.0 and "progressive.sizes" not in plenty
-    assert enough["image_size"] == 128 and enough["progressive.sizes"] == (64, 96)
+    assert enough["image_size"] == 128 and 40 <= enough["epochs"] < 80 and "progressive.sizes" not in enough
     assert table.SMALLEST_SIDE < less["image_size"] < 128 and less["epochs"] >= 80
+    assert less["progressive.sizes"] == (less["image_size"] / 2, less["image_size"] * 3 / 4)
     assert least["image_size"] == table.SMALLEST_SIDE and least["epochs"] < 50
     assert least["mix.probability"] == 0.0 and "mix.probability" not in less
 
