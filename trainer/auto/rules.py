@@ -257,10 +257,11 @@ def _length(
     can_stage = any_size and not {"progressive.sizes", "progressive.ends"} & given.keys()
     ways = [(side, False), *([(side, True)] if can_stage and side >= table.SMALLEST_SIDE else [])]
     ways += [(size, can_stage) for size in smaller if "image_size" not in given]
-    longest = max(ways, key=lambda way: affordable(*way))
-    size, stages = next((way for way in ways if affordable(*way) >= wanted), longest)
     if affordable(side, False) >= table.ENOUGH * wanted:
         size, stages = side, False
+    else:
+        longest = max(ways, key=lambda way: affordable(*way))
+        size, stages = next((way for way in ways if affordable(*way) >= wanted), longest)
     possible = affordable(size, stages)
     epochs = min(possible, float(table.LONGEST * wanted))
     epochs = float(math.floor(epochs)) if epochs >= table.SHORT else max(0.01, math.floor(100 * epochs) / 100)

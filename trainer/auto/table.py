@@ -22,7 +22,7 @@ SHARE_OF_MEMORY = 0.5
 # for half of the usual epochs: in about the same time, the sample set was 93.5 % in 40 epochs at 32 pixels, and 92.0 %
 # in 70 progressive ones; photographs were 70.8 % in 48 and 71.5 % in 49.
 PROGRESSIVE = ((0.5, 0.3), (0.75, 0.6))
-ENOUGH = 0.5
+ENOUGH = 0.5  # of the usual epochs
 # AdamW averages over about 1 / (learning rate * decay) steps (Wang and Aitchison 2024): a quarter of the run. With 135
 # steps in all, 5 per run gave 35 % on the 227 images, and 0.5 42 %.
 DECAY_PER_RUN, STEPS_OF_DECAY = 4.0, 75
