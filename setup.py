@@ -16,7 +16,7 @@ DOCS = [
     "mkdocstrings[python]>=0.26",  # the reference of the Python API, from its docstrings
 ]
 S3 = ["s3fs>=2025.2"]  # brings fsspec, the common interface of the three stores
-HUB = "keras-hub>=0.32; python_version >= '3.11'"
+HUB = "keras-hub>=0.32"
 
 
 def _packages() -> list[str]:
@@ -50,7 +50,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.10,<3.14",
+    python_requires=">=3.11,<3.14",
     # The parts are folders of the repository's top level, and links in `convoy/` where it has not been installed.
     package_dir={f"convoy.{part}": part for part in PARTS},
     packages=_packages(),

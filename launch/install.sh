@@ -13,8 +13,8 @@ if [ "$stamp" -nt "$checkout/setup.py" ]; then
   exit 0
 fi
 python="${PYTHON:-python3}"
-if ! "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then
-  echo "$python is missing or is not Python 3.10 to 3.13. Set PYTHON to a supported interpreter." >&2
+if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then
+  echo "$python is missing or is not Python 3.11 to 3.13. Set PYTHON to a supported interpreter." >&2
   exit 2
 fi
 "$python" -m venv "$venv"

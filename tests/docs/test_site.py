@@ -115,7 +115,7 @@ def test_workflows_run_what_a_checkout_runs():
     jobs = {name: " ".join(step.get("run", "") for step in job["steps"]) for name, job in workflow["jobs"].items()}
     assert ".ci/run" in jobs["test"] and "mkdocs build --strict" in jobs["site"]
     versions = [entry["python"] for entry in workflow["jobs"]["test"]["strategy"]["matrix"]["include"]]
-    assert versions == ["3.10", "3.11", "3.12", "3.13"]
+    assert versions == ["3.11", "3.12", "3.13"]
 
 
 @pytest.mark.parametrize(
