@@ -308,7 +308,7 @@ class _Training:
                 learning_rate = self._learning_rate(state.step)
                 result = self._step(batch, learning_rate, stop_requested=self._stopping.is_requested)
                 self._emit("on_step_end", result)
-                if unread:  # results are read one step late, so that a GPU always has the next step queued
+                if unread:  # one step late, so that logging does not wait for the step that has just begun
                     self._read_result(unread, state.step - 1)
                 unread = result
                 log, evaluate, checkpoint = map(

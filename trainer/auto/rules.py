@@ -103,7 +103,7 @@ def choose(
     if epochs < table.SHORT:
         chosen.add("schedule.warmup_epochs", _two_digits(epochs / table.SHORT), "a tenth of the run, which is short")
     if epochs < table.MIXED_EPOCHS or (steps < table.MIXED_STEPS and epochs < table.EPOCHS):
-        few = f"{table.MIXED_EPOCHS} epochs, or {table.EPOCHS} of fewer than {table.MIXED_STEPS:,} steps"
+        few = f"{table.MIXED_EPOCHS} epochs, and in fewer than {table.EPOCHS} of under {table.MIXED_STEPS:,} steps"
         chosen.add("mix.probability", 0.0, f"no mixing: it costs accuracy in fewer than {few}")
     if given.get("optimizer.weight_decay"):
         chosen.add("optimizer.weight_decay_per_run", 0.0, "the weight decay is given")
