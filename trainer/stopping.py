@@ -61,7 +61,7 @@ class Stopping:
 
         Args:
           training: the run.
-          resume_point: the checkpoint that a rerun starts from, as text.
+          resume_point: the checkpoint that a rerun starts from, as text. That of the chief counts: it has written it.
           on_stop: called with the reason, whatever it is.
 
         Raises:
@@ -70,8 +70,9 @@ class Stopping:
           CallbackError: a callback of a worker failed.
         """
         step, group, request = training.step, self._worker_group, self._request
-        own = [request.signal_name, request.seconds, request.asked, self._failure()]
-        signals, seconds, asked, failures = zip(*group.exchange("stop", own, seconds=self._seconds), strict=True)
+        own = [request.signal_name, request.seconds, request.asked, self._failure(), resume_point]
+        everyone = group.exchange("stop", own, seconds=self._seconds)
+        signals, seconds, asked, failures, (resume_point, *_) = zip(*everyone, strict=True)
         if any(signals):
             rank, name = next((rank, name) for rank, name in enumerate(signals) if name)
             on_stop(Stop("a signal", name))

@@ -163,11 +163,11 @@ def first_on_path(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(entry)
-        if entry in _added:
+        if entry in _added and entry in sys.path:
             sys.path.remove(entry)
         if entry not in sys.path:
-            first = min((sys.path.index(other) for other in _added if other in sys.path), default=len(sys.path))
-            sys.path.insert(first, entry)
+            others = [place for place, other in enumerate(sys.path, 1) if other not in _added]
+            sys.path.insert(max(others, default=0), entry)
             _added.add(entry)
 
 

@@ -65,6 +65,13 @@ def test_the_folder_hides_no_module_after_the_file_was_run(tmp_path):
     assert sys.path.index(str(tmp_path)) > max(k for k, entry in enumerate(sys.path) if "site-packages" in entry)
 
 
+def test_the_folder_comes_after_what_libraries_append_to_the_path(tmp_path):
+    run_file(write(tmp_path / "one", main="") / "main.py")
+    sys.path.append(str(tmp_path / "library"))
+    run_file(write(tmp_path / "two", main="") / "main.py")
+    assert sys.path[-2:] == [str(tmp_path / "library"), str(tmp_path / "two")]
+
+
 def test_a_folder_that_was_on_the_path_stays_where_it_was(tmp_path):
     sys.path.insert(1, str(tmp_path))
     before = list(sys.path)
