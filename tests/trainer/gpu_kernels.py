@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from tensorflow.python.framework import kernels, op_def_registry
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall", "If", "StatelessIf", "While", "StatelessWhile", "Case")
+_BRANCHES = ("If", "StatelessIf")
 _ARGUMENTS = ("Placeholder", "_Arg", "_Retval")
 HOST, DEVICE = "host", "device"
 # TensorFlow keeps these in host memory: handles of variables, texts, and int32 between functions.
@@ -148,6 +149,8 @@ def _types(node: Message, argument: Message) -> Iterable[int]:
 
 
 def _place(node: Message, argument: Message, dtype: int, gpu: RegisteredKernels) -> str:
+    if node.op in _BRANCHES and argument.name == "cond":
+        return HOST
     if node.op in _CALLS + _ARGUMENTS:
         return HOST if dtype in _ON_HOST_BETWEEN_FUNCTIONS else DEVICE
     kernel = gpu.find(node)

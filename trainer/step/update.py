@@ -4,11 +4,15 @@
     gradient_norm, finite = update(phase, gradients, statistics, learning_rate, number)   # in replica context
 
 In this order: gradient norm, overflow check, clipping, optimizer, moving average of the weights, batch statistics, loss
-scale. Every device updates its own copy of the variables, in the same way.
+scale. Every device updates its own copy of the variables, in the same way. After an overflow it assigns their old
+values instead of branching, since the branch of a GPU would wait for the host.
 """
+
+import functools
 
 import tensorflow as tf
 
+from convoy.trainer.cluster.strategy import runs_on_gpu
 from convoy.trainer.step.freezing import Phase
 from convoy.trainer.step.optimizers import Slots, decays_weight
 from convoy.trainer.step.settings import StepSettings
@@ -25,7 +29,9 @@ class Update:
         """Compiles nothing yet."""
         self._state = state
         self._settings = settings
-        self._in_place = [None if settings.use_xla else own.in_place for own in state.optimizers]
+        # These kernels need a branch, for which a GPU would wait until the host knows `finite`.
+        has_kernels = not (settings.use_xla or runs_on_gpu(state.strategy))
+        self._in_place = [own.in_place if has_kernels else None for own in state.optimizers]
         self._decays = [decays_weight(tuple(w.shape)) for w in state.weights]
         # Even without `settings.use_xla`: XLA computes the formula of a weight in one pass over memory.
         self._formulas_compiled = tf.function(self._formulas, jit_compile=True, autograph=False)
@@ -58,34 +64,39 @@ class Update:
             scale = tf.minimum(1.0, settings.clip_norm / tf.maximum(gradient_norm, 1e-12))
             gradients = [g * scale for g in gradients]
 
-        def apply() -> tf.Operation:
-            weights = [self._own(state.weights[k].value) for k in phase.weights]
-            slots = [{name: self._own(variable) for name, variable in state.slots[k].items()} for k in phase.weights]
-            by_formula = []
-            each = self._rates_and_decays(phase, learning_rate, number)
-            for k, weight, slot, gradient, options in zip(phase.weights, weights, slots, gradients, each, strict=True):
-                if in_place := self._in_place[k]:
-                    in_place(weight, slot, gradient, *options)
-                else:
-                    by_formula.append((weight, slot, gradient))
-            if by_formula:
-                values = tf.nest.map_structure(tf.convert_to_tensor, by_formula)
-                new_values = self._formulas_compiled(phase, values, learning_rate, number)
-                for (weight, slot, _), (new_weight, new_slot) in zip(by_formula, new_values, strict=True):
-                    weight.assign(new_weight)
-                    for name, variable in slot.items():
-                        variable.assign(new_slot[name])
-            if settings.average_decay:
-                # A small decay at the start, or the average would stay close to the random initialization.
-                decay = tf.minimum(settings.average_decay, (1.0 + number) / (10.0 + number))
-                for k, weight in zip(phase.weights, weights, strict=True):
-                    own = self._own(state.averages[k])
-                    own.assign_sub((own - weight) * (1.0 - decay))
-            for k, value in zip(phase.statistics, statistics, strict=True):
-                self._own(state.statistics[k].value).assign(value)
-            return tf.no_op()
+        weights = [self._own(state.weights[k].value) for k in phase.weights]
+        slots = [{name: self._own(variable) for name, variable in state.slots[k].items()} for k in phase.weights]
+        kernels, formulas = [], []
+        each = self._rates_and_decays(phase, learning_rate, number)
+        for k, *values, options in zip(phase.weights, weights, slots, gradients, each, strict=True):
+            if in_place := self._in_place[k]:
+                kernels.append(functools.partial(in_place, *values, *options))
+            else:
+                formulas.append(values)
 
-        tf.cond(finite, apply, tf.no_op)
+        def run_kernels() -> None:
+            for kernel in kernels:
+                kernel()
+
+        if kernels:
+            tf.cond(finite, run_kernels, lambda: None)
+        if formulas:
+            values = tf.nest.map_structure(tf.convert_to_tensor, formulas)
+            new_values = self._formulas_compiled(phase, values, finite, learning_rate, number)
+            for (weight, slot, _), (new_weight, new_slot) in zip(formulas, new_values, strict=True):
+                weight.assign(new_weight)
+                for name, variable in slot.items():
+                    variable.assign(new_slot[name])
+        if settings.average_decay:
+            # A small decay at the start, or the average would stay close to the random initialization.
+            decay = tf.minimum(settings.average_decay, (1.0 + number) / (10.0 + number))
+            share = tf.where(finite, 1.0 - decay, 0.0)
+            for k, weight in zip(phase.weights, weights, strict=True):
+                own = self._own(state.averages[k])
+                own.assign_sub((own - weight) * share)
+        for k, value in zip(phase.statistics, statistics, strict=True):
+            own = self._own(state.statistics[k].value)
+            own.assign(tf.where(finite, value, own))
         if settings.float16:
             self._adapt_loss_scale(finite)
         return gradient_norm, finite
@@ -102,18 +113,25 @@ class Update:
         self,
         phase: Phase,
         values: list[tuple[tf.Tensor, Slots, tf.Tensor]],
+        finite: tf.Tensor,
         learning_rate: tf.Tensor,
         number: tf.Tensor,
     ) -> list[tuple[tf.Tensor, Slots]]:
-        """Returns the new values of the weights that have no kernel, from weight, slots and gradient of each."""
+        """Returns the new values of the weights that have no kernel, from weight, slots and gradient of each.
+
+        They are the old ones if the gradient is not finite.
+        """
         each = zip(phase.weights, self._rates_and_decays(phase, learning_rate, number), strict=True)
         to_update = [(self._state.optimizers[k], options) for k, options in each if not self._in_place[k]]
-        return [own.formula(*value, *options) for (own, options), value in zip(to_update, values, strict=True)]
+        new = [own.formula(*value, *options) for (own, options), value in zip(to_update, values, strict=True)]
+        old = [(weight, slots) for weight, slots, _ in values]
+        return tf.nest.map_structure(functools.partial(tf.where, finite), new, old)
 
     def _adapt_loss_scale(self, finite: tf.Tensor) -> None:
         """Halves the scale after an overflow; doubles it after many steps without one (Micikevicius et al. 2018)."""
-        scale, good_steps = self._own(self._state.loss_scale), self._own(self._state.good_steps)
-        grown = good_steps + 1 >= _LOSS_SCALE_GROWTH_STEPS
+        scale, counter = self._own(self._state.loss_scale), self._own(self._state.good_steps)
+        good_steps = tf.cast(counter, tf.float32) + 1.0  # GPUs have no kernel that adds int32
+        grown = good_steps >= _LOSS_SCALE_GROWTH_STEPS
         scale.assign(
             tf.where(
                 finite,
@@ -121,7 +139,7 @@ class Update:
                 tf.maximum(scale / 2.0, 1.0),
             )
         )
-        good_steps.assign(tf.where(finite & ~grown, good_steps + 1, 0))
+        counter.assign(tf.cast(tf.where(finite & ~grown, good_steps, 0.0), tf.int32))
 
     def _global_norm(self, gradients: list[tf.Tensor]) -> tf.Tensor:
         if not self._settings.deterministic:
