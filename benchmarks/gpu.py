@@ -24,7 +24,7 @@ from benchmarks.step_baselines import LEARNING_RATE, keras_model, prepare_fit, p
 from benchmarks.workers import PeerError, Prepared, serve, timed
 from convoy.core.errors import ConvoyError, UsageError
 from convoy.input_pipeline.tf_startup import start_tensorflow
-from convoy.trainer.doctor.hardware import driver_gpus
+from convoy.trainer.doctor.hardware import driver_gpus, granted_gpus
 
 PEERS = {
     "fit": "Keras fit",
@@ -61,7 +61,8 @@ def run(flags: absl_flags.FlagValues) -> None:
         )
     if unknown := [name for name in flags.models if name not in MODELS]:
         raise UsageError(f"--models: unknown model {unknown[0]!r}. Known: {', '.join(MODELS)}.")
-    labels = PEERS | _on_more_devices(flags.most_devices or len(gpus.gpus) or 1)
+    devices = granted_gpus(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    labels = PEERS | _on_more_devices(flags.most_devices or devices or 1)
     peers = {name: labels[name] for name in measure.chosen_peers(flags.peers, labels)}
     console, about = measure.begin()
     content: dict[str, Any] = {
@@ -70,10 +71,14 @@ def run(flags: absl_flags.FlagValues) -> None:
         "baseline": _BASELINE,
         "environment": about | {"gpus": list(gpus.gpus), "driver": gpus.version},
         "settings": {"precision": _PRECISION, "rounds": flags.rounds, "steps_per_round": flags.steps_per_round},
-        "seconds_to_first_step": seconds_to_first_step(flags.device),
+        "seconds_to_first_step": None,
         "models": {},
     }
-    console.print(f"From the command to the end of the first step: {content['seconds_to_first_step']:.1f} s.")
+    try:
+        content["seconds_to_first_step"] = seconds_to_first_step(flags.device)
+        console.print(f"From the command to the end of the first step: {content['seconds_to_first_step']:.1f} s.")
+    except ConvoyError as error:
+        measure.say(str(error))
     for model in flags.models:
         size, batch_size, _ = MODELS[model]
         options = {
@@ -85,7 +90,7 @@ def run(flags: absl_flags.FlagValues) -> None:
         rows = [_line(row, measurement.rows) for row in measurement.rows.values()]
         content["models"][model] = options | {"rows": rows, "skipped": measurement.skipped}
         _print(console, model, options, rows)
-    measure.write_json(flags.json, content)
+        measure.write_json(flags.json, content)  # after each model: a failure of the next one loses nothing
 
 
 def _measure(peers: Mapping[str, str], options: Mapping[str, Any], rounds: int) -> measure.Measurement:

@@ -14,7 +14,7 @@ wheels="" python="" output="gpu-results" tiny=""
 for argument in "$@"; do
   case "$argument" in
     --wheels=*) wheels="$(realpath "${argument#*=}")" ;;
-    --python=*) python="${argument#*=}" ;;
+    --python=*) python="$(realpath --no-symlinks "$(command -v "${argument#*=}")")" ;;
     --output=*) output="${argument#*=}" ;;
     --tiny) tiny=yes ;;
     *) echo "gpu.sh: unknown argument $argument. Known: --wheels=DIR --python=PYTHON --output=DIR --tiny" >&2; exit 2 ;;
@@ -25,14 +25,21 @@ output="$(realpath "$output")"
 cd "$checkout"
 
 if [ -z "$python" ]; then
+  if [ "$(uname -m)" = aarch64 ]; then
+    echo "gpu.sh: TensorFlow's wheels for Arm have no CUDA. Pass --python=PYTHON of NVIDIA's TensorFlow container," \
+      "with Convoy installed." >&2
+    exit 2
+  fi
   # PIP_* reach the pip of the new environment too.
   [ -z "$wheels" ] || export PIP_NO_INDEX=1 PIP_FIND_LINKS="$wheels"
   launch/install.sh .venv-gpu '[cuda,test]'
   python=.venv-gpu/bin/python
-  # PyTorch brings CUDA libraries of its own: it must not replace those that TensorFlow was installed with.
-  "$python" -m pip freeze --exclude-editable >"$output/installed.txt"
-  "$python" -m pip install --quiet --constraint "$output/installed.txt" torch torchvision ||
-    echo "gpu.sh: PyTorch cannot be installed next to this TensorFlow and is left out."
+  # In an environment of its own: its CUDA libraries have the same folders as TensorFlow's.
+  if launch/install.sh .venv-gpu-torch && .venv-gpu-torch/bin/python -m pip install --quiet torch torchvision; then
+    export CONVOY_BENCH_TORCH="$PWD/.venv-gpu-torch/bin/python"
+  else
+    echo "gpu.sh: PyTorch cannot be installed and is left out."
+  fi
 fi
 export PYTHONPATH="$checkout"
 

@@ -40,6 +40,7 @@ def page(results: Path) -> str:
     about = gpu["environment"]
     devices = f"{len(about['gpus'])} x {about['gpus'][0]}" if about["gpus"] else "a CPU, which stands in for a GPU"
     seconds = gpu["seconds_to_first_step"]
+    start = "it failed" if seconds is None else f"{seconds:.1f} s"
     return "\n".join(
         [
             _INTRODUCTION.format(devices=devices),
@@ -48,7 +49,7 @@ def page(results: Path) -> str:
             "## Training step\n",
             *(_model(name, model) for name, model in gpu["models"].items()),
             "## Start\n",
-            f"From the command `convoy train` to the end of the first step of `convnet`: {seconds:.1f} s.\n",
+            f"From the command `convoy train` to the end of the first step of `convnet`: {start}.\n",
             "## Input\n",
             _input(gpu, [row for read in inputs for row in read["rows"]]),
         ]

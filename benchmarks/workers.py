@@ -42,7 +42,10 @@ from convoy.core.processes import terminable
 _ROOT = Path(__file__).parents[1]
 _SHOWN_ERROR_LINES = 12
 _STOP_SECONDS = 10.0
+_ANSWER_SECONDS = 1800.0  # to prepare, or for a round
 _BECOME_SUBREAPER = 36  # Linux: prctl(PR_SET_CHILD_SUBREAPER)
+# The interpreter of the peers called `torch*`, whose CUDA libraries would replace those of TensorFlow.
+TORCH_PYTHON_VARIABLE = "CONVOY_BENCH_TORCH"
 _NO_GPUS = {"CUDA_VISIBLE_DEVICES": "-1"}  # most benchmarks measure the CPU, even if there is a GPU
 
 
@@ -201,8 +204,9 @@ class Worker:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `stop`)
         paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         variables = {"TF_CPP_MIN_LOG_LEVEL": "2"} | ({} if options.get("on_gpu") else _NO_GPUS)
+        python = (peer.startswith("torch") and os.environ.get(TORCH_PYTHON_VARIABLE)) or sys.executable
         process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", module, peer, json.dumps(options)],
+            [*prefix, python, "-m", module, peer, json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -260,6 +264,8 @@ class Worker:
         self._errors.close()
 
     def _answer(self, kind: str) -> Any:  # noqa: ANN401
+        if not select.select([self._answers], [], [], _ANSWER_SECONDS)[0]:
+            raise PeerError(f"peer {self.peer} has not answered for {_ANSWER_SECONDS / 60:.0f} minutes.")
         line = self._answers.readline()
         answer = json.loads(line) if line else {}
         if "skipped" in answer:

@@ -26,20 +26,20 @@ class Place:
 
     Attributes:
       kind: GPU or CPU.
-      count: number of GPUs; of CPU devices there may be any number.
+      gpus: the GPUs, as in CUDA_VISIBLE_DEVICES; of CPU devices there may be any number.
       forks: starts processes without GPUs.
     """
 
     kind: str
-    count: int
+    gpus: tuple[str, ...]
     forks: Forks
 
     def devices(self, number: int) -> str:
         """Returns the flag for `number` devices; skips the test if there are fewer."""
         if self.kind == "CPU":
             return f"--devices=cpu:{number}"
-        if number > self.count:
-            pytest.skip(f"needs {number} GPUs, and this host has {self.count}")
+        if number > len(self.gpus):
+            pytest.skip(f"needs {number} GPUs, and there are {len(self.gpus)}")
         return f"--devices=gpu:{','.join(map(str, range(number)))}"
 
     def run(self, module: str, *arguments: object, environment: Mapping[str, str] | None = None) -> Result:
@@ -64,8 +64,7 @@ class Place:
             yield process
 
     def _environment(self, given: Mapping[str, str] | None) -> dict[str, str]:
-        every = ",".join(map(str, range(self.count)))
-        return {"CUDA_VISIBLE_DEVICES": every, "STEP_PROGRAM_DEVICES": "GPU", **(given or {})}
+        return {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus), "STEP_PROGRAM_DEVICES": "GPU", **(given or {})}
 
 
 @pytest.fixture(
@@ -75,10 +74,12 @@ class Place:
 def place(request, forks) -> Place:
     """The GPUs of this host, if there are any, and then its CPU."""
     if request.param == "CPU":
-        return Place("CPU", 0, forks)
+        return Place("CPU", (), forks)
     driver = driver_gpus()
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "-1":
         pytest.skip("needs a GPU: CUDA_VISIBLE_DEVICES=-1 hides them")
     if not driver.gpus:
         pytest.skip(f"needs a GPU: {driver.problem or 'nvidia-smi lists none'}")
-    return Place("GPU", len(driver.gpus), forks)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = map(str, range(len(driver.gpus))) if visible is None else visible.split(",")
+    return Place("GPU", tuple(gpus), forks)

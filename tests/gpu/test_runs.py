@@ -47,6 +47,15 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert result_of(run)["weights_sha256"] == uninterrupted["weights_sha256"]
 
 
+def test_a_deterministic_run_of_baseline_cnn_is_evaluated(place, dataset, tmp_path):
+    """With heat maps, which differentiate batch normalization outside of training."""
+    run = tmp_path / "run"
+    flags = ("--config=baseline_cnn", "--deterministic", "--config.steps=2", "--config.batch_size=8")
+    result = place.run("convoy", "train", *flags, f"--data={dataset.data}", f"--workdir={run}", place.devices(1))
+    assert result.returncode == 0, result.output
+    assert result_of(run)["step"] == 2
+
+
 def test_without_memory_a_run_says_what_to_change(place, dataset, tmp_path):
     if place.kind == "CPU" and Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "1":
         pytest.skip("the kernel grants any memory (vm.overcommit_memory=1)")
@@ -80,7 +89,7 @@ def test_two_processes_with_a_device_each(place, dataset, uninterrupted, tmp_pat
             task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}}
             environment = {"TF_CONFIG": json.dumps(task)}
             if place.kind == "GPU":
-                environment["CUDA_VISIBLE_DEVICES"] = str(rank)
+                environment["CUDA_VISIBLE_DEVICES"] = place.gpus[rank]
             output = tmp_path / f"worker-{rank}.log"
             worker = place.started("convoy", *flags, place.devices(1), output=output, environment=environment)
             started.append(stack.enter_context(worker))

@@ -4,6 +4,7 @@
 """
 
 import os
+import platform
 import resource
 import string
 import subprocess
@@ -87,7 +88,7 @@ def check_devices(
     Returns:
       The findings, and the number of usable devices of this worker; 0 if it cannot train.
     """
-    gpus, granted = seen["gpus"], _granted(driver, visible)
+    gpus, granted = seen["gpus"], granted_gpus(driver, visible)
     if devices.kind == "cpu" or (devices.kind == "auto" and not gpus and not granted):
         logical = counted(devices.count, "logical CPU device")
         computes = "with bfloat16" if seen["cpu_bfloat16"] else "without bfloat16: float32"
@@ -99,6 +100,8 @@ def check_devices(
             text += f" and left by CUDA_VISIBLE_DEVICES={visible}"
         if not seen["built_with_cuda"]:
             fix = "This TensorFlow is built without CUDA. Run `pip install 'convoy-train[cuda]'`."
+            if platform.machine() == "aarch64":
+                fix = "TensorFlow's wheels for Arm have no CUDA. Use the TensorFlow of NVIDIA's container."
         else:
             fix = "Run `pip install 'convoy-train[cuda]'`; the driver must support its CUDA version."
         findings.append(failed("devices", "gpus-not-visible", f"{text}.", fix))
@@ -112,7 +115,7 @@ def check_devices(
         findings.append(failed("devices", "no-gpu", text, "Pass --devices=cpu:N, or auto."))
     if missing or not wanted:
         return findings, 0
-    findings += [too_old for gpu in wanted if (too_old := _check_capability(gpus[gpu], seen["compiled_for"]))]
+    findings += [unfit for gpu in wanted if (unfit := _check_capability(gpus[gpu], seen["compiled_for"]))]
     return findings or [ok("devices", "gpu-devices", _counted([gpus[gpu]["name"] for gpu in wanted]))], len(wanted)
 
 
@@ -184,7 +187,7 @@ def check_limits(limits: ResourceLimits, *, num_workers: int, num_shards: int, g
     return findings or [ok("limits", "limits-suffice", summary)]
 
 
-def _granted(driver: Driver, visible: str | None) -> int:
+def granted_gpus(driver: Driver, visible: str | None) -> int:
     """Returns the number of driver GPUs in CUDA_VISIBLE_DEVICES; CUDA ignores entries after an invalid one."""
     if visible is None:
         return len(driver.gpus)
@@ -195,17 +198,28 @@ def _granted(driver: Driver, visible: str | None) -> int:
 
 
 def _check_capability(gpu: Mapping[str, Any], compiled_for: Sequence[str]) -> DoctorFinding | None:
-    """Returns a failure if TensorFlow has neither binary code for a GPU nor PTX that it can compile."""
+    """Returns a failure if TensorFlow is not built for the architecture of a GPU.
+
+    The driver could compile PTX of an earlier architecture, but TensorFlow's operations fail that way on Blackwell
+    (tensorflow/tensorflow#99592, #101746).
+    """
     major, minor = gpu["capability"]
+    newest = (0, 0)
     for target in compiled_for:
         kind, _, number = target.partition("_")
         number = number.rstrip(string.ascii_letters)  # sm_90a
         of = (int(number[:-1]), int(number[-1]))
-        if (kind == "sm" and of[0] == major and of[1] <= minor) or (kind == "compute" and of <= (major, minor)):
+        if kind in ("sm", "compute") and of[0] == major and of[1] <= minor:
             return None
+        newest = max(newest, of)
     text = (
         f"{gpu['name']} has compute capability {major}.{minor}; this TensorFlow is built for {', '.join(compiled_for)}."
     )
+    if (major, minor) > newest:
+        fix = (
+            "Use a TensorFlow that is built for it, such as that of NVIDIA's container, another GPU, or --devices=cpu."
+        )
+        return failed("devices", "gpu-too-new", text, fix)
     return failed("devices", "gpu-too-old", text, "Use another GPU, or --devices=cpu.")
 
 

@@ -68,11 +68,11 @@ class Update:
         slots = [{name: self._own(variable) for name, variable in state.slots[k].items()} for k in phase.weights]
         kernels, formulas = [], []
         each = self._rates_and_decays(phase, learning_rate, number)
-        for k, *values, options in zip(phase.weights, weights, slots, gradients, each, strict=True):
+        for k, weight, slot, gradient, options in zip(phase.weights, weights, slots, gradients, each, strict=True):
             if in_place := self._in_place[k]:
-                kernels.append(functools.partial(in_place, *values, *options))
+                kernels.append(functools.partial(in_place, weight, slot, gradient, *options))
             else:
-                formulas.append(values)
+                formulas.append((weight, slot, gradient))
 
         def run_kernels() -> None:
             for kernel in kernels:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 
 import keras
 import tensorflow as tf
+from tensorflow.python.framework.config import is_op_determinism_enabled
 
 _PACKAGE = "convoy"
 
@@ -29,8 +30,12 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None) -> tf.Tensor:
         """Normalizes `inputs` with the batch's statistics in training, otherwise with the moving averages."""
         rank = len(inputs.shape)
+        use_batch_statistics = bool(training) and self.trainable
+        # GPUs have no deterministic kernel for the gradient of a normalization with moving averages.
+        has_kernel = use_batch_statistics or not (is_op_determinism_enabled() and tf.config.get_visible_devices("GPU"))
         if (
-            mask is not None
+            not has_kernel
+            or mask is not None
             or self.renorm
             or self.synchronized
             or rank not in (2, 4)
@@ -41,7 +46,6 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         channels = inputs.shape[-1]
         scale = tf.convert_to_tensor(self.gamma) if self.scale else tf.ones([channels])
         offset = tf.convert_to_tensor(self.beta) if self.center else tf.zeros([channels])
-        use_batch_statistics = bool(training) and self.trainable
         if use_batch_statistics:
             mean, variance = tf.zeros([0]), tf.zeros([0])
         else:

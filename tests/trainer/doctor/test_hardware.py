@@ -95,21 +95,23 @@ class TestDevices:
         assert devices("gpu", Driver(problem="none"), seen())[1] == 0
 
     @pytest.mark.parametrize(
-        ("capability", "level"),
+        ("capability", "code"),
         [
-            ((6, 0), Severity.OK),
-            ((7, 5), Severity.OK),
-            ((8, 6), Severity.OK),
-            ((9, 0), Severity.OK),
-            ((12, 0), Severity.OK),
-            ((5, 2), Severity.ERROR),
-            ((3, 7), Severity.ERROR),
+            ((6, 0), "gpu-devices"),
+            ((7, 5), "gpu-devices"),
+            ((8, 6), "gpu-devices"),
+            ((9, 0), "gpu-devices"),
+            ((10, 0), "gpu-too-new"),
+            ((12, 0), "gpu-too-new"),
+            ((5, 2), "gpu-too-old"),
+            ((3, 7), "gpu-too-old"),
         ],
     )
-    def test_unsupported_compute_capability(self, capability, level):
+    def test_unsupported_compute_capability(self, capability, code):
         gpu = {"name": "GPU", "capability": capability}
         findings, _ = devices("auto", Driver(("GPU",), "1"), seen(gpu))
-        assert [finding.severity for finding in findings] == [level]
+        assert [finding.code for finding in findings] == [code]
+        assert (findings[0].severity == Severity.OK) == (code == "gpu-devices")
 
     def test_target_with_letter_suffix(self):
         gpu = {"name": "GPU", "capability": (9, 0)}
