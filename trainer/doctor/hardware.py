@@ -98,10 +98,10 @@ def check_devices(
         text = f"TensorFlow sees {len(gpus)} of {counted(granted, 'GPU')} listed by nvidia-smi"
         if visible is not None:
             text += f" and left by CUDA_VISIBLE_DEVICES={visible}"
-        if not seen["built_with_cuda"]:
+        if not seen["built_with_cuda"] and platform.machine() == "aarch64":
+            fix = "TensorFlow's wheels for Arm have no CUDA. Use the TensorFlow of NVIDIA's container."
+        elif not seen["built_with_cuda"]:
             fix = "This TensorFlow is built without CUDA. Run `pip install 'convoy-train[cuda]'`."
-            if platform.machine() == "aarch64":
-                fix = "TensorFlow's wheels for Arm have no CUDA. Use the TensorFlow of NVIDIA's container."
         else:
             fix = "Run `pip install 'convoy-train[cuda]'`; the driver must support its CUDA version."
         findings.append(failed("devices", "gpus-not-visible", f"{text}.", fix))

@@ -17,9 +17,8 @@ import tensorflow as tf
 
 from convoy.trainer.tf_compat.internals import operations_of
 
-# Products of 2048x2048 take a GPU less time than their start.
-_GEMM_SIZES = {"GPU": 8192, "CPU": 2048}
-_GEMMS_AT_A_TIME = {"GPU": 20, "CPU": 4}
+# Side of the matrices and number of products in a row: small products take a GPU less time than their start.
+_GEMMS = {"GPU": (8192, 20), "CPU": (2048, 4)}
 _GEMM_SECONDS = 0.5
 
 
@@ -66,7 +65,7 @@ def _products(operation: tf.Operation) -> int:
 def measured_peak(precision: str) -> float:
     """Returns the FLOP/s of large matrix products on the first device, measured for about half a second."""
     device = (tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU"))[0]
-    size, times = _GEMM_SIZES[device.device_type], _GEMMS_AT_A_TIME[device.device_type]
+    size, times = _GEMMS[device.device_type]
     with tf.device(device.name):
         left, right = (tf.cast(tf.random.stateless_normal([size] * 2, seed=[0, seed]), precision) for seed in (1, 2))
         best = 0.0
